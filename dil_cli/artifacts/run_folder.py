@@ -1,0 +1,87 @@
+"""The run folder: one name for each file in it.
+
+```
+outputs/<name>-<hash8>/
+  config.yaml       the resolved config
+  manifest.json     what the numbers depend on: versions, model, tokenizer, template, data
+  metrics.jsonl     one row a step and one a probe measurement
+  probe/            per-pair log-probs of the probe set, one parquet a measurement
+  checkpoints/      step-000053/: a Hugging Face folder
+  dynamics.png      chosen, rejected and margin over the steps
+  result.json       written last: a run with it is finished
+  failure.json      why a run stopped before its end
+```
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dil_cli.files import write_json
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of one run, and what is known of its state."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved config."""
+        return self.path / "config.yaml"
+
+    @property
+    def manifest(self) -> Path:
+        """What the numbers depend on."""
+        return self.path / "manifest.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def probe(self) -> Path:
+        """Folder of per-pair measurements."""
+        return self.path / "probe"
+
+    @property
+    def picture(self) -> Path:
+        """The likelihood dynamics."""
+        return self.path / "dynamics.png"
+
+    @property
+    def result(self) -> Path:
+        """Final numbers; there only when the run is finished."""
+        return self.path / "result.json"
+
+    @property
+    def failure(self) -> Path:
+        """Why the run stopped; there only when it failed."""
+        return self.path / "failure.json"
+
+    def checkpoint(self, step: int) -> Path:
+        """The Hugging Face folder of the policy after `step` optimiser steps."""
+        return self.path / "checkpoints" / f"step-{step:06d}"
+
+    def finished(self) -> dict[str, Any] | None:
+        """The result of a finished run, else None."""
+        if not self.result.is_file():
+            return None
+        result: dict[str, Any] = json.loads(self.result.read_text(encoding="utf-8"))
+        return result
+
+    def begin(self, config_yaml: str, manifest: dict[str, Any]) -> None:
+        """Make the folder anew; what an unfinished run left in it goes, other files stay."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        for leftover in (self.probe, self.path / "checkpoints", self.path / "wandb"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        for file in (self.metrics, self.picture, self.failure):
+            file.unlink(missing_ok=True)
+        self.config.write_text(config_yaml, encoding="utf-8")
+        write_json(self.manifest, manifest)

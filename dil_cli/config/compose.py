@@ -1,0 +1,104 @@
+"""Compose a config with Hydra and hand it on as a checked dataclass."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf, flag_override
+
+from dil_cli.config import schema
+from dil_cli.config.explain import check_keys, explained
+from dil_cli.config.paths import conf_dir
+from dil_cli.errors import DilError
+from dil_cli.losses import registry
+
+Task = Callable[[schema.TrainConfig, "Path | None"], int]
+
+OWN_FOLDER = "."
+"""`hydra.run.dir` as the root configs set it: the run names its own folder."""
+
+
+def register_schemas() -> None:
+    """Put every dataclass where YAML can inherit it: `defaults: [/schema/loss/ukl@_here_]`."""
+    store = ConfigStore.instance()
+    store.store(group="schema", name="train", node=schema.TrainConfig)
+    for name in ("model", "data", "optim", "tracker"):
+        store.store(group="schema", name=name, node=getattr(schema, f"{name.capitalize()}Config"))
+    for name, loss in registry.LOSSES.items():
+        store.store(group="schema/loss", name=name, node=loss)
+
+
+def run_command(command: str, task: Task, argv: list[str]) -> int:
+    """Run `task` on the config that `argv` composes; Hydra keeps --cfg, --info and --multirun.
+
+    Args:
+        command: names the root config, for example "train".
+        task: takes the config and the folder of `hydra.run.dir`, if the user chose one.
+        argv: the command line after the command's name.
+
+    Returns:
+        The exit code of the task, or the first that is not 0 among several jobs.
+
+    Raises:
+        DilError: for anything wrong in `argv` or in the files it names.
+    """
+    register_schemas()
+    # An experiment reads the same with and without Hydra's append sign.
+    overrides = [word.removeprefix("+") if word.startswith("+experiment=") else word for word in argv]
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    sys.argv = [f"dil {command}", *overrides]
+    codes: list[int] = []
+
+    def job(composed: DictConfig) -> None:
+        # Hydra prints a line of its own before it re-raises what a job raises.
+        try:
+            codes.append(task(to_dataclass(composed), chosen_folder()))
+        except DilError as error:
+            if os.environ.get("DIL_TRACEBACK"):
+                raise
+            print(error, file=sys.stderr)
+            codes.append(error.exit_code)
+
+    entry = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(job)
+    with explained(command, overrides):
+        entry()
+    return next((code for code in codes if code), 0)
+
+
+def compose(command: str, overrides: list[str]) -> schema.TrainConfig:
+    """The dataclass that `dil COMMAND OVERRIDES` would run with.
+
+    Raises:
+        DilError: as `run_command`.
+    """
+    register_schemas()
+    with (
+        explained(command, overrides),
+        hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"),
+    ):
+        composed = hydra.compose(command, overrides, return_hydra_config=True)
+        HydraConfig.instance().set_config(composed)
+        with flag_override(composed, ["struct", "readonly"], [False, False]):
+            del composed["hydra"]
+        return to_dataclass(composed)
+
+
+def to_dataclass(composed: DictConfig) -> schema.TrainConfig:
+    """Resolve and build; every `__post_init__` check runs here."""
+    check_keys(composed)
+    with explained():
+        config = OmegaConf.to_object(composed)
+    assert isinstance(config, schema.TrainConfig)
+    return config
+
+
+def chosen_folder() -> Path | None:
+    """The folder of `hydra.run.dir=...`, or None when the run names its own."""
+    chosen = str(HydraConfig.get().run.dir)
+    return None if chosen == OWN_FOLDER else Path(chosen).resolve()

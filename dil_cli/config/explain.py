@@ -1,0 +1,148 @@
+"""Turn what Hydra and OmegaConf raise into our errors: what, where, fix."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from typing import get_type_hints
+
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import (
+    InterpolationKeyError,
+    InterpolationResolutionError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+    ValidationError,
+)
+
+from dil_cli.config.schema import TrainConfig
+from dil_cli.errors import DilError
+from dil_cli.losses import registry
+
+
+@contextmanager
+def explained(command: str = "train", argv: Sequence[str] = ()) -> Iterator[None]:
+    """Re-raise Hydra's and OmegaConf's errors as `DilError`; `argv` shows where a value came from."""
+    try:
+        yield
+    except MissingConfigException as error:
+        raise _missing_choice(error, command, argv) from error
+    except OverrideParseException as error:
+        raise DilError(
+            f"'{error.override}' is not of the form key=value",
+            where=f"dil {command} {error.override}",
+            fix="key=value; quote what the shell or Hydra would split: 'data.path=\"my file.jsonl\"'",
+        ) from error
+    except HydraException as error:
+        cause = error.__cause__
+        if isinstance(cause, OmegaConfBaseException):
+            raise _bad_value(cause, command, argv) from error
+        raise _bad_override(error, command) from error
+    except OmegaConfBaseException as error:
+        raise _bad_value(error, command, argv) from error
+
+
+def known_keys(config: type = TrainConfig, prefix: str = "") -> list[str]:
+    """Every key a config can have, groups included, with those of all losses."""
+    keys: list[str] = []
+    types = get_type_hints(config)
+    for f in dataclasses.fields(config):
+        key = prefix + f.name
+        keys.append(key)
+        nested = registry.LOSSES.values() if key == "loss" else [types[f.name]]
+        for kind in nested:
+            if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+                keys += known_keys(kind, f"{key}.")
+    return list(dict.fromkeys(keys))
+
+
+def unknown_key(key: str, command: str, value: str = "", allowed: Sequence[str] = ()) -> DilError:
+    """The error for a key that no config has, with the nearest that exists."""
+    choices = list(allowed) or known_keys()
+    close = get_close_matches(key, choices, n=1, cutoff=0.5)
+    if not close:  # loss.lr: the right name in the wrong group
+        leaf = key.rpartition(".")[2]
+        close = [known for known in choices if known.rpartition(".")[2] == leaf][:1]
+    hint = f"; did you mean {close[0]}?" if close else ""
+    fix = f"{close[0]}={value or '...'}" if close else f"dil {command} --cfg job lists all keys"
+    return DilError(f"no key '{key}'{hint}", where=f"dil {command} {key}={value}", fix=fix)
+
+
+def check_keys(composed: DictConfig, prefix: str = "") -> None:
+    """Refuse keys that a `+key=value` or a user's YAML added and nothing would read.
+
+    Raises:
+        DilError: naming the first such key.
+    """
+    kind = OmegaConf.get_type(composed)
+    fields = {f.name for f in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else set()
+    for key in map(str, composed):
+        if key not in fields:
+            raise unknown_key(prefix + key, "train", allowed=[prefix + name for name in sorted(fields)])
+        if OmegaConf.is_dict(composed._get_node(key)):
+            check_keys(composed[key], f"{prefix}{key}.")
+
+
+def _missing_choice(error: MissingConfigException, command: str, argv: Sequence[str]) -> DilError:
+    match = re.search(r"Could not find '([^']+)'", str(error)) or re.search(
+        r"Cannot find primary config '([^']+)'", str(error)
+    )
+    group, _, choice = (match.group(1) if match else "").rpartition("/")
+    options = [option for option in (error.options or []) if option]
+    close = get_close_matches(choice, options, n=1)
+    word = next((w for w in argv if w.startswith(f"{group}=")), f"{group}={choice}")
+    if not options:
+        return DilError(f"no '{choice}' in {group}, which has no choices", f"dil {command} {word}", "--config-dir DIR")
+    hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(options)}"
+    return DilError(
+        f"no '{choice}' in {group}; {hint}",
+        where=f"dil {command} {word}",
+        fix=f"{group}={close[0] if close else options[0]}",
+    )
+
+
+def _bad_override(error: HydraException, command: str) -> DilError:
+    text = str(error)
+    appended = re.search(r"An item is already at '([^']+)'", text)
+    if appended:
+        key = appended.group(1)
+        return DilError(f"{key} exists already, it is set without +", f"dil {command} +{key}=...", f"{key}=...")
+    first = text.strip().splitlines()[0].rstrip(".") if text.strip() else type(error).__name__
+    return DilError(first, where=f"dil {command}", fix=f"dil {command} --help")
+
+
+def _bad_value(error: OmegaConfBaseException, command: str, argv: Sequence[str]) -> DilError:
+    key = str(getattr(error, "full_key", "") or "")
+    word = next((w for w in argv if w.lstrip("+~").partition("=")[0] == key), "")
+    value = word.partition("=")[2]
+    where = f"dil {command} {word}" if word else key
+    first = str(error).splitlines()[0]
+    if isinstance(error, MissingMandatoryValue):
+        return DilError(f"{key} must be set", where=key, fix=f"{key}=...")
+    if isinstance(error, InterpolationKeyError | InterpolationResolutionError):
+        return DilError(f"{key} refers to a value that is not there: {first}", where, f"set {key} to a value")
+    if isinstance(error, ValidationError):
+        return DilError(f"{key} is wrong: {_plain_reason(first)}", where, f"dil {command} --cfg job shows its default")
+    if key:
+        return unknown_key(key, command, value)
+    return DilError(first, where=where, fix=f"dil {command} --help")
+
+
+def _plain_reason(reason: str) -> str:
+    """OmegaConf's sentence in the words of the rest: what was given, what is wanted."""
+    converted = re.match(r"Value '(.*)' of type '\w+' could not be converted to (\w+)", reason)
+    if converted:
+        kinds = {"Float": "a number", "Integer": "a whole number", "Boolean": "true or false"}
+        return f"'{converted.group(1)}' is not {kinds.get(converted.group(2), converted.group(2))}"
+    choice = re.match(r"Invalid value '(.*)', expected one of \[(.*)\]", reason)
+    if choice:
+        return f"'{choice.group(1)}' is not one of {choice.group(2)}"
+    if "is not Optional" in reason:
+        return "it cannot be null"
+    if "is not a subclass of" in reason:
+        return "it is a group of values, not one value"
+    return reason[0].lower() + reason[1:]

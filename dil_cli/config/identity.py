@@ -1,0 +1,41 @@
+"""A run is its config: the plain form of it, and the hash that names its folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from enum import Enum
+from typing import Any
+
+from dil_cli.config.schema import TrainConfig
+
+NOT_IDENTITY = ("output", "tracker", "device", "optim.token_budget", "model.token_budget")
+"""Keys that change where and how a run is computed and shown, not what it computes."""
+
+
+def plain(config: Any) -> Any:
+    """A config dataclass as dicts, lists and scalars, for JSON and YAML."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        return {f.name: plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    if isinstance(config, Enum):
+        return config.value
+    if isinstance(config, dict):
+        return {str(key): plain(value) for key, value in config.items()}
+    if isinstance(config, list | tuple):
+        return [plain(value) for value in config]
+    return config
+
+
+def run_hash(config: TrainConfig, data_fingerprint: str) -> str:
+    """Eight hex digits over the config and its data's content, less `NOT_IDENTITY`."""
+    identity = plain(config)
+    for key in NOT_IDENTITY:
+        *groups, leaf = key.split(".")
+        node = identity
+        for group in groups:
+            node = node[group]
+        node.pop(leaf)
+    identity["loss"] = {"name": config.loss.name, **identity["loss"]}
+    text = json.dumps({"config": identity, "data": data_fingerprint}, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]

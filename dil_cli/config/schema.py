@@ -1,0 +1,267 @@
+"""What can be configured: one dataclass per config group, checked when it is built.
+
+The defaults that a group's members share stand here, what makes a member itself in its YAML.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from dil_cli.errors import DilError, require, require_positive
+
+
+class DataSource(str, Enum):
+    """Where pairs come from."""
+
+    bundled = "bundled"
+    hub = "hub"
+    local = "local"
+
+
+class Precision(str, Enum):
+    """Compute type of the forward and backward pass; master weights are float32."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+class Device(str, Enum):
+    """Where the policy lives."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+    mps = "mps"
+
+
+class Optimiser(str, Enum):
+    """Update rule; muon orthogonalises the hidden matrices' update and leaves the rest to AdamW."""
+
+    adamw = "adamw"
+    muon = "muon"
+
+
+class Schedule(str, Enum):
+    """Learning rate after warm-up."""
+
+    cosine = "cosine"
+    linear = "linear"
+    constant = "constant"
+
+
+class WandbMode(str, Enum):
+    """auto is online where a key is configured, else offline."""
+
+    auto = "auto"
+    online = "online"
+    offline = "offline"
+    disabled = "disabled"
+
+
+@dataclass(kw_only=True)
+class ModelConfig:
+    """A policy's weights, tokenizer and the training scale that suits it.
+
+    `path` is a hub id, a folder, or `bundled:NAME` for a model that ships with dil.
+    """
+
+    path: str
+    revision: str | None = None
+    attention: str = "sdpa"
+    gradient_checkpointing: bool = False
+    trust_remote_code: bool = False
+    lr: float
+    batch_size: int
+    max_length: int
+    max_prompt_length: int
+    token_budget: int
+
+    def __post_init__(self) -> None:
+        attentions = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
+        require(bool(self.path), "model.path", repr(self.path), "name a model", "/path/to/folder")
+        require(
+            self.attention in attentions, "model.attention", self.attention,
+            f"be one of {', '.join(attentions)}", "sdpa",
+        )  # fmt: skip
+        require_positive("model.lr", self.lr, 5e-7)
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    """Preference pairs: where they are, how they are cut, which are held out.
+
+    With `heldout_split` the source's own held-out split is used; with `heldout_fraction` that
+    fraction of the training prompts is held out instead (all pairs of a prompt on one side).
+    """
+
+    source: DataSource
+    path: str
+    subset: str | None = None
+    revision: str | None = None
+    train_split: str = "train"
+    heldout_split: str | None = None
+    heldout_fraction: float | None = None
+    limit: int | None = None
+    label_noise: float = 0.0
+    max_length: int
+    max_prompt_length: int
+    template: str | None = None
+    score_prompt: bool = False
+    notice: str | None = None
+
+    def __post_init__(self) -> None:
+        require(
+            bool(self.path), "data.path", repr(self.path), "name a file, folder or data set", "pairs.jsonl"
+        )
+        require(self.limit is None or self.limit > 0, "data.limit", self.limit, "be above 0 or null", 100)
+        require(0 <= self.label_noise <= 1, "data.label_noise", self.label_noise, "lie in 0 to 1", 0.1)
+        require(self.max_length >= 2, "data.max_length", self.max_length, "be 2 or more", 1024)
+        require(
+            1 <= self.max_prompt_length < self.max_length, "data.max_prompt_length", self.max_prompt_length,
+            f"lie in 1 to data.max_length - 1 = {self.max_length - 1}", self.max_length // 2,
+        )  # fmt: skip
+        if (self.heldout_split is None) == (self.heldout_fraction is None):
+            raise DilError(
+                "set one of data.heldout_split and data.heldout_fraction and leave the other null",
+                where=f"data.heldout_split={self.heldout_split} data.heldout_fraction={self.heldout_fraction}",
+                fix="data.heldout_split=null data.heldout_fraction=0.1",
+            )
+        if self.heldout_fraction is not None:
+            require(
+                0 < self.heldout_fraction < 1, "data.heldout_fraction", self.heldout_fraction,
+                "lie between 0 and 1", 0.1,
+            )  # fmt: skip
+
+
+@dataclass(kw_only=True)
+class OptimConfig:
+    """The optimiser and its schedule. `batch_size` is in pairs, `token_budget` in tokens of one micro-batch."""
+
+    kind: Optimiser = Optimiser.adamw
+    lr: float
+    batch_size: int
+    token_budget: int
+    epochs: float = 1.0
+    schedule: Schedule = Schedule.cosine
+    warmup: float = 0.1
+    weight_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    clip: float | None = 1.0
+    muon_lr: float | None = None
+    muon_momentum: float | None = None
+
+    def __post_init__(self) -> None:
+        require_positive("optim.lr", self.lr, 5e-7)
+        require_positive("optim.epochs", self.epochs, 1)
+        require_positive("optim.eps", self.eps, 1e-8)
+        require(self.batch_size > 0, "optim.batch_size", self.batch_size, "be above 0", 32)
+        require(self.token_budget > 0, "optim.token_budget", self.token_budget, "be above 0", 8192)
+        require(
+            0 <= self.warmup < 1, "optim.warmup", self.warmup, "be a fraction in 0 to 1 of all steps", 0.1
+        )
+        require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "be 0 or more", 0.0)
+        require(0 <= self.beta1 < 1, "optim.beta1", self.beta1, "lie in 0 to 1", 0.9)
+        require(0 <= self.beta2 < 1, "optim.beta2", self.beta2, "lie in 0 to 1", 0.999)
+        require(self.clip is None or self.clip > 0, "optim.clip", self.clip, "be above 0 or null", 1.0)
+        muon_fields = (self.muon_lr, self.muon_momentum)
+        if self.kind is Optimiser.muon:
+            require(
+                None not in muon_fields,
+                "optim.muon_lr, optim.muon_momentum",
+                muon_fields,
+                "be set",
+                "optim=muon",
+            )
+        else:
+            require(
+                muon_fields == (None, None), "optim.muon_lr, optim.muon_momentum", muon_fields,
+                "stay null unless optim=muon", "optim=muon",
+            )  # fmt: skip
+
+
+@dataclass(kw_only=True)
+class AlarmConfig:
+    """Limits on the probe set; null turns an alarm off.
+
+    chosen_fall: nats per token that the chosen likelihood may lose since step 0.
+    chosen_cost: chosen likelihood lost per margin gained, both in nats per token.
+    margin_shrink: the part of its best value that the margin may give back.
+    """
+
+    chosen_fall: float | None = 0.5
+    chosen_cost: float | None = 2.0
+    margin_shrink: float | None = 0.25
+
+    def __post_init__(self) -> None:
+        for key in ("chosen_fall", "chosen_cost", "margin_shrink"):
+            value = getattr(self, key)
+            require(value is None or value > 0, f"probe.alarms.{key}", value, "be above 0 or null", 0.5)
+
+
+@dataclass(kw_only=True)
+class ProbeConfig:
+    """The fixed held-out pairs on which the dynamics are measured.
+
+    pairs: how many (all, if the held-out split has fewer); times: measurements after step 0,
+    spread evenly over the run, the last one at its end.
+    """
+
+    pairs: int = 128
+    times: int = 10
+    alarms: AlarmConfig = field(default_factory=AlarmConfig)
+
+    def __post_init__(self) -> None:
+        require(self.pairs > 0, "probe.pairs", self.pairs, "be above 0", 128)
+        require(self.times > 0, "probe.times", self.times, "be above 0", 10)
+
+
+@dataclass(kw_only=True)
+class CheckpointConfig:
+    """`every`: optimiser steps between checkpoints; 0 keeps only the one at the end."""
+
+    every: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.every >= 0, "checkpoint.every", self.every, "be 0 or more", 0)
+
+
+@dataclass(kw_only=True)
+class TrackerConfig:
+    """Weights & Biases: a view of the run's own record."""
+
+    mode: WandbMode = WandbMode.auto
+    project: str = "dil"
+    group: str | None = None
+    entity: str | None = None
+    tags: list[str] = field(default_factory=list)
+
+
+@dataclass(kw_only=True)
+class TrainConfig:
+    """Everything `dil train` needs, and the run's identity (`config/identity.py`).
+
+    `loss` is one of the dataclasses in `dil_cli.losses`.
+    """
+
+    name: str
+    seed: int = 42
+    output: str = "outputs"
+    device: Device = Device.auto
+    precision: Precision = Precision.auto
+    model: ModelConfig
+    data: DataConfig
+    loss: Any
+    optim: OptimConfig
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    tracker: TrackerConfig
+
+    def __post_init__(self) -> None:
+        require(0 <= self.seed < 2**32, "seed", self.seed, "lie in 0 to 2**32 - 1", 42)
+        ok = bool(self.name) and not set(self.name) & set("/\\\0") and self.name not in {".", ".."}
+        require(ok, "name", repr(self.name), "be a folder name without a slash", "my-run")

@@ -1,0 +1,51 @@
+"""The one error a user sees: what is wrong, where, and how to mend it. Printed in `main.py` only."""
+
+from __future__ import annotations
+
+import math
+
+
+class DilError(Exception):
+    """Wrong input: ends the command with exit code 2 and at most three lines.
+
+    Args:
+        what: what is wrong, as one sentence without a full stop.
+        where: the config key, file or row it was found in.
+        fix: what to type or change.
+    """
+
+    exit_code = 2
+
+    def __init__(self, what: str, where: str = "", fix: str = "") -> None:
+        super().__init__(what)
+        self.what, self.where, self.fix = what, where, fix
+
+    def __str__(self) -> str:
+        lines = [f"error: {self.what}"]
+        lines += [f"where: {self.where}"] if self.where else []
+        lines += [f"fix:   {self.fix}"] if self.fix else []
+        return "\n".join(line.replace("\n", " ") for line in lines)
+
+    def __reduce__(self) -> tuple[type[DilError], tuple[str, str, str]]:
+        return type(self), (self.what, self.where, self.fix)
+
+
+class RunFailed(DilError):
+    """A run that started and could not go on (a non-finite loss, a failed preflight): exit code 1."""
+
+    exit_code = 1
+
+
+def require(holds: bool, key: str, value: object, must: str, example: object) -> None:
+    """Check one config value; `require(lr > 0, "optim.lr", lr, "be above 0", 5e-7)`.
+
+    Raises:
+        DilError: when `holds` is false, naming the key, its value and a value that works.
+    """
+    if not holds:
+        raise DilError(f"{key} is {value}, it must {must}", where=key, fix=f"{key}={example}")
+
+
+def require_positive(key: str, value: float, example: object) -> None:
+    """`value` must be a finite number above zero."""
+    require(math.isfinite(value) and value > 0, key, value, "be a finite number above 0", example)

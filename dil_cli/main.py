@@ -1,0 +1,80 @@
+"""The `dil` command: standard library only, so that `dil --help` answers at once."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+from typing import NoReturn
+
+from dil_cli import __version__
+from dil_cli.errors import DilError
+
+COMMANDS = {
+    "train": "train a policy on preference pairs and record its likelihood dynamics",
+}
+
+HELP = f"""dil {__version__}: preference optimisation by direct imitation learning (arXiv 2503.05079)
+
+usage: dil COMMAND [group=choice ...] [key=value ...]
+
+commands:
+{{commands}}
+
+examples:
+  dil train                                     the tiny bundled model on bundled pairs, minutes on a laptop
+  dil train loss=ukl                            another loss; dil train --help lists all groups
+  dil train loss=dpo loss.beta=0.05 seed=1      any value can be set
+  dil train model=mistral7b data=ultrafeedback  the paper's 7B setting
+
+dil COMMAND --help explains a command. Errors in three lines; DIL_TRACEBACK=1 adds the traceback.
+"""
+
+
+def main() -> NoReturn:
+    """Entry point: dispatch, and turn every outcome into an exit code.
+
+    0 done, 2 wrong input, 130 Ctrl-C, 1 anything else.
+    """
+    try:
+        code = dispatch(sys.argv[1:])
+    except DilError as error:
+        if os.environ.get("DIL_TRACEBACK"):
+            raise
+        print(error, file=sys.stderr)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    sys.exit(code)
+
+
+def dispatch(argv: list[str]) -> int:
+    """Run the command that `argv` names.
+
+    Raises:
+        DilError: for an unknown command.
+    """
+    if not argv or argv[0] in {"-h", "--help", "help"}:
+        width = max(map(len, COMMANDS))
+        lines = (f"  {name.ljust(width)}  {text}" for name, text in COMMANDS.items())
+        print(HELP.format(commands="\n".join(lines)), end="")
+        return 0
+    if argv[0] in {"-V", "--version"}:
+        print(f"dil {__version__}")
+        return 0
+    command, *rest = argv
+    if command not in COMMANDS:
+        from difflib import get_close_matches
+
+        close = get_close_matches(command, COMMANDS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"commands: {', '.join(COMMANDS)}"
+        raise DilError(f"no command '{command}'; {hint}", where=f"dil {command}", fix="dil --help")
+    if {"-h", "--help"} & set(rest):
+        print(import_module("dil_cli.config.help").command_help(command, COMMANDS[command], rest), end="")
+        return 0
+    task = import_module(f"dil_cli.{command}.run").run
+    return int(import_module("dil_cli.config.compose").run_command(command, task, rest))
