@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from functools import cache
 from urllib.parse import urlsplit
 
@@ -13,9 +14,12 @@ TIMEOUT_S = 4.0
 
 
 def work_offline() -> None:
-    """Keep transformers and datasets off the network; call before they are imported."""
+    """Keep transformers and datasets off the network, whether or not they are imported already."""
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
         os.environ[name] = "1"
+    for module in ("huggingface_hub.constants", "datasets.config"):
+        if module in sys.modules:  # they read the environment once, when imported
+            sys.modules[module].HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
 
 
 @cache

@@ -76,5 +76,4 @@ def dispatch(argv: list[str]) -> int:
     if {"-h", "--help"} & set(rest):
         print(import_module("dil_cli.config.help").command_help(command, COMMANDS[command], rest), end="")
         return 0
-    task = import_module(f"dil_cli.{command}.run").run
-    return int(import_module("dil_cli.config.compose").run_command(command, task, rest))
+    return int(import_module("dil_cli.config.compose").run_command(command, rest))

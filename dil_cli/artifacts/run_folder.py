@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dil_cli.errors import DilError
 from dil_cli.files import write_json
 
 
@@ -69,19 +70,33 @@ class RunFolder:
         """The Hugging Face folder of the policy after `step` optimiser steps."""
         return self.path / "checkpoints" / f"step-{step:06d}"
 
-    def finished(self) -> dict[str, Any] | None:
-        """The result of a finished run, else None."""
-        if not self.result.is_file():
-            return None
-        result: dict[str, Any] = json.loads(self.result.read_text(encoding="utf-8"))
-        return result
+    def finished(self, run_hash: str) -> bool:
+        """Whether the run with this hash has ended here.
+
+        Raises:
+            DilError: when the folder holds another run, or files that are no run's.
+        """
+        if not self.path.is_dir() or not any(self.path.iterdir()):
+            return False
+        if not self.manifest.is_file():
+            raise DilError(
+                f"{self.path} is not empty and holds no run", where=f"hydra.run.dir={self.path}",
+                fix="choose a new or empty folder",
+            )  # fmt: skip
+        other = json.loads(self.manifest.read_text(encoding="utf-8")).get("hash")
+        if other != run_hash:
+            raise DilError(
+                f"{self.path} holds another run (hash {other}, this one is {run_hash})",
+                where=f"hydra.run.dir={self.path}", fix="choose another folder, or remove this one",
+            )  # fmt: skip
+        return self.result.is_file()
 
     def begin(self, config_yaml: str, manifest: dict[str, Any]) -> None:
-        """Make the folder anew; what an unfinished run left in it goes, other files stay."""
+        """Make the folder, or clear what an unfinished run left in it."""
         self.path.mkdir(parents=True, exist_ok=True)
         for leftover in (self.probe, self.path / "checkpoints", self.path / "wandb"):
             shutil.rmtree(leftover, ignore_errors=True)
         for file in (self.metrics, self.picture, self.failure):
             file.unlink(missing_ok=True)
-        self.config.write_text(config_yaml, encoding="utf-8")
         write_json(self.manifest, manifest)
+        self.config.write_text(config_yaml, encoding="utf-8")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import hydra
@@ -13,12 +13,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, flag_override
 
 from dil_cli.config import schema
-from dil_cli.config.explain import check_keys, explained
+from dil_cli.config.explain import check_flags, check_keys, explained
 from dil_cli.config.paths import conf_dir
 from dil_cli.errors import DilError
 from dil_cli.losses import registry
-
-Task = Callable[[schema.TrainConfig, "Path | None"], int]
 
 OWN_FOLDER = "."
 """`hydra.run.dir` as the root configs set it: the run names its own folder."""
@@ -34,20 +32,21 @@ def register_schemas() -> None:
         store.store(group="schema/loss", name=name, node=loss)
 
 
-def run_command(command: str, task: Task, argv: list[str]) -> int:
-    """Run `task` on the config that `argv` composes; Hydra keeps --cfg, --info and --multirun.
+def run_command(command: str, argv: list[str]) -> int:
+    """Run a command on the config that `argv` composes; Hydra keeps --cfg, --info and --multirun.
 
     Args:
-        command: names the root config, for example "train".
-        task: takes the config and the folder of `hydra.run.dir`, if the user chose one.
+        command: names the root config and the package whose `run.run` does the work, for example "train".
+            It takes the config and the folder of `hydra.run.dir`, None unless the user chose one.
         argv: the command line after the command's name.
 
     Returns:
-        The exit code of the task, or the first that is not 0 among several jobs.
+        The exit code of the job, or the first that is not 0 among several.
 
     Raises:
         DilError: for anything wrong in `argv` or in the files it names.
     """
+    check_flags(command, argv)
     register_schemas()
     # An experiment reads the same with and without Hydra's append sign.
     overrides = [word.removeprefix("+") if word.startswith("+experiment=") else word for word in argv]
@@ -58,7 +57,8 @@ def run_command(command: str, task: Task, argv: list[str]) -> int:
     def job(composed: DictConfig) -> None:
         # Hydra prints a line of its own before it re-raises what a job raises.
         try:
-            codes.append(task(to_dataclass(composed), chosen_folder()))
+            config = to_dataclass(composed)
+            codes.append(import_module(f"dil_cli.{command}.run").run(config, chosen_folder()))
         except DilError as error:
             if os.environ.get("DIL_TRACEBACK"):
                 raise
@@ -91,8 +91,8 @@ def compose(command: str, overrides: list[str]) -> schema.TrainConfig:
 
 def to_dataclass(composed: DictConfig) -> schema.TrainConfig:
     """Resolve and build; every `__post_init__` check runs here."""
-    check_keys(composed)
     with explained():
+        check_keys(composed)
         config = OmegaConf.to_object(composed)
     assert isinstance(config, schema.TrainConfig)
     return config

@@ -23,6 +23,29 @@ from dil_cli.config.schema import TrainConfig
 from dil_cli.errors import DilError
 from dil_cli.losses import registry
 
+FLAGS = (
+    "--cfg", "-c", "--resolve", "--package", "-p", "--run", "-r", "--multirun", "-m", "--shell-completion", "-sc",
+    "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--experimental-rerun", "--info", "-i",
+    "--hydra-help", "--version",
+)  # fmt: skip
+"""Hydra's options. Its parser answers an unknown one with its whole usage; `check_flags` is shorter."""
+
+
+def check_flags(command: str, argv: Sequence[str]) -> None:
+    """Refuse an option that neither dil nor Hydra has, or one without its value.
+
+    Raises:
+        DilError: naming the nearest option.
+    """
+    for word in argv:
+        flag = word.partition("=")[0]
+        if flag.startswith("-") and flag not in FLAGS:
+            close = get_close_matches(flag, FLAGS, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise DilError(f"no option {flag}{hint}", f"dil {command} {word}", f"dil {command} --help")
+    if argv and argv[-1] in {"--config-dir", "-cd"}:
+        raise DilError(f"{argv[-1]} needs a folder", f"dil {command} {argv[-1]}", f"{argv[-1]} ./myconf")
+
 
 @contextmanager
 def explained(command: str = "train", argv: Sequence[str] = ()) -> Iterator[None]:
@@ -60,16 +83,38 @@ def known_keys(config: type = TrainConfig, prefix: str = "") -> list[str]:
     return list(dict.fromkeys(keys))
 
 
-def unknown_key(key: str, command: str, value: str = "", allowed: Sequence[str] = ()) -> DilError:
-    """The error for a key that no config has, with the nearest that exists."""
-    choices = list(allowed) or known_keys()
-    close = get_close_matches(key, choices, n=1, cutoff=0.5)
-    if not close:  # loss.lr: the right name in the wrong group
-        leaf = key.rpartition(".")[2]
-        close = [known for known in choices if known.rpartition(".")[2] == leaf][:1]
-    hint = f"; did you mean {close[0]}?" if close else ""
-    fix = f"{close[0]}={value or '...'}" if close else f"dil {command} --cfg job lists all keys"
-    return DilError(f"no key '{key}'{hint}", where=f"dil {command} {key}={value}", fix=fix)
+def unknown_key(key: str, command: str, value: str = "", owner: type | None = None) -> DilError:
+    """The error for a key that the config does not have, with the nearest that it has.
+
+    Args:
+        key: in full, for example "loss.beta".
+        command: whose config it is.
+        value: what it was to be set to.
+        owner: the dataclass of the group it was looked for in, if that is known.
+    """
+    group, _, leaf = key.rpartition(".")
+    prefix = f"{group}." if group else ""
+    fields = dataclasses.fields(owner) if owner is not None and dataclasses.is_dataclass(owner) else ()
+    siblings = [f.name for f in fields]
+    elsewhere = [known for known in known_keys() if not known.startswith("loss.")]
+    # optim.lr before model.lr: the run's value before the model's suggestion for it.
+    elsewhere.sort(key=lambda known: known.startswith("model."))
+    close = (
+        [prefix + name for name in get_close_matches(leaf, siblings, n=1, cutoff=0.75)]
+        or [known for known in elsewhere if known.rpartition(".")[2] == leaf][:1]
+        or [prefix + name for name in get_close_matches(leaf, siblings, n=1)]
+        or ([] if siblings else get_close_matches(key, elsewhere, n=1))
+    )
+    if close:
+        hint, fix = f"did you mean {close[0]}?", f"{close[0]}={value or '...'}"
+    elif siblings:
+        hint, fix = (
+            f"{group or 'the config'} has {', '.join(f.name for f in fields)}",
+            f"dil {command} --cfg job",
+        )
+    else:
+        hint, fix = f"dil {command} --cfg job lists all keys", f"dil {command} --help"
+    return DilError(f"no key '{key}' here; {hint}", where=f"dil {command} {key}={value}", fix=fix)
 
 
 def check_keys(composed: DictConfig, prefix: str = "") -> None:
@@ -82,7 +127,7 @@ def check_keys(composed: DictConfig, prefix: str = "") -> None:
     fields = {f.name for f in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else set()
     for key in map(str, composed):
         if key not in fields:
-            raise unknown_key(prefix + key, "train", allowed=[prefix + name for name in sorted(fields)])
+            raise unknown_key(prefix + key, "train", str(composed._get_node(key)), owner=kind)
         if OmegaConf.is_dict(composed._get_node(key)):
             check_keys(composed[key], f"{prefix}{key}.")
 
@@ -111,6 +156,13 @@ def _bad_override(error: HydraException, command: str) -> DilError:
     if appended:
         key = appended.group(1)
         return DilError(f"{key} exists already, it is set without +", f"dil {command} +{key}=...", f"{key}=...")
+    twice = re.search(r"Multiple values for ([^.]+)\.", text)
+    if twice:
+        return DilError(
+            f"{twice.group(1)} is chosen already, it is set without +",
+            f"dil {command} +{twice.group(1)}=...",
+            f"{twice.group(1)}=...",
+        )
     first = text.strip().splitlines()[0].rstrip(".") if text.strip() else type(error).__name__
     return DilError(first, where=f"dil {command}", fix=f"dil {command} --help")
 
@@ -128,7 +180,7 @@ def _bad_value(error: OmegaConfBaseException, command: str, argv: Sequence[str])
     if isinstance(error, ValidationError):
         return DilError(f"{key} is wrong: {_plain_reason(first)}", where, f"dil {command} --cfg job shows its default")
     if key:
-        return unknown_key(key, command, value)
+        return unknown_key(key, command, value, owner=getattr(error, "object_type", None))
     return DilError(first, where=where, fix=f"dil {command} --help")
 
 

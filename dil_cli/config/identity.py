@@ -8,6 +8,8 @@ import json
 from enum import Enum
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from dil_cli.config.schema import TrainConfig
 
 NOT_IDENTITY = ("output", "tracker", "device", "optim.token_budget", "model.token_budget")
@@ -25,6 +27,11 @@ def plain(config: Any) -> Any:
     if isinstance(config, list | tuple):
         return [plain(value) for value in config]
     return config
+
+
+def to_yaml(config: Any) -> str:
+    """The config as YAML, ready to be read by a person."""
+    return OmegaConf.to_yaml(OmegaConf.create(plain(config)))
 
 
 def run_hash(config: TrainConfig, data_fingerprint: str) -> str:

@@ -95,6 +95,8 @@ class DataConfig:
 
     With `heldout_split` the source's own held-out split is used; with `heldout_fraction` that
     fraction of the training prompts is held out instead (all pairs of a prompt on one side).
+    `subset` and `revision` are the hub's; a local folder in its place needs neither. `template` is a
+    Jinja chat template for tokenizers without one. `score_prompt` trains on the prompt's tokens too.
     """
 
     source: DataSource
@@ -113,9 +115,11 @@ class DataConfig:
     notice: str | None = None
 
     def __post_init__(self) -> None:
-        require(
-            bool(self.path), "data.path", repr(self.path), "name a file, folder or data set", "pairs.jsonl"
-        )
+        require(bool(self.path), "data.path", repr(self.path), "name a file, folder or data set", "pairs.jsonl")
+        for key in ("subset", "revision"):
+            value = getattr(self, key)
+            applies = value is None or self.source is DataSource.hub
+            require(applies, f"data.{key}", value, "stay null unless data.source=hub", "null")
         require(self.limit is None or self.limit > 0, "data.limit", self.limit, "be above 0 or null", 100)
         require(0 <= self.label_noise <= 1, "data.label_noise", self.label_noise, "lie in 0 to 1", 0.1)
         require(self.max_length >= 2, "data.max_length", self.max_length, "be 2 or more", 1024)
@@ -161,9 +165,7 @@ class OptimConfig:
         require_positive("optim.eps", self.eps, 1e-8)
         require(self.batch_size > 0, "optim.batch_size", self.batch_size, "be above 0", 32)
         require(self.token_budget > 0, "optim.token_budget", self.token_budget, "be above 0", 8192)
-        require(
-            0 <= self.warmup < 1, "optim.warmup", self.warmup, "be a fraction in 0 to 1 of all steps", 0.1
-        )
+        require(0 <= self.warmup < 1, "optim.warmup", self.warmup, "be a fraction in 0 to 1 of all steps", 0.1)
         require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "be 0 or more", 0.0)
         require(0 <= self.beta1 < 1, "optim.beta1", self.beta1, "lie in 0 to 1", 0.9)
         require(0 <= self.beta2 < 1, "optim.beta2", self.beta2, "lie in 0 to 1", 0.999)

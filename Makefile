@@ -1,0 +1,49 @@
+# Everything runs in .venv. A GPU machine: make demo TORCH=torch
+PYTHON ?= python3
+TORCH ?= $(shell grep '^torch==' constraints.txt)
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint types tests tiny wheel clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
+
+install: $(INSTALLED)  ## make .venv and install dil with its pinned dependencies
+
+# Torch goes first and alone: with one installed, nothing later pulls another build of it.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+		|| { echo "error: dil needs Python 3.11 to 3.13, $(PYTHON) is $$($(PYTHON) -V)"; \
+		     echo "fix:   make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(INSTALLED)  ## train the tiny model on bundled pairs and show where the picture is
+	$(BIN)/dil train
+
+test: lint types tests  ## lint, types and the whole test suite, offline on the CPU
+
+lint: $(INSTALLED)  ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(INSTALLED)  ## mypy, strict
+	$(BIN)/mypy
+
+tests: $(INSTALLED)  ## pytest
+	$(BIN)/pytest
+
+tiny: $(INSTALLED)  ## make the bundled tiny model from nothing (about 20 minutes)
+	$(BIN)/python recipes/make_tiny.py
+
+wheel: $(INSTALLED)  ## build the wheel and the sdist into dist/
+	$(BIN)/python -m build
+
+clean:  ## remove .venv and caches (outputs/ stays)
+	rm -rf $(VENV) dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

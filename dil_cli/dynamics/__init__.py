@@ -1,0 +1,1 @@
+"""The likelihoods over training: a fixed probe set, its statistics, alarms and the picture."""

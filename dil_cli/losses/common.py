@@ -1,0 +1,118 @@
+"""What the losses share: the reduction of log-probs, a guarded exponential, checks of hyper-parameters.
+
+Shape suffix: B pairs. Log-probs and what is made of them are in nats: per response under `sum`,
+per token under `mean`. Subscript w is the chosen response, l the rejected one.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from dil_cli.errors import DilError, require
+from dil_cli.types import PairLogps
+
+# Up to here float32 holds the square of e^cap, as a gradient norm forms it: e^80 = 5.5e34 of 3.4e38.
+HIGHEST_EXP_CAP = 40.0
+
+
+class Reduction(str, Enum):
+    """How the token log-probs of a response become one number."""
+
+    mean = "mean"
+    sum = "sum"
+
+
+def at_least_float32(x_B: Tensor) -> Tensor:
+    """`x_B` in float32, or as it is if it is float64: a loss in bfloat16 would have two digits."""
+    return x_B.to(torch.promote_types(x_B.dtype, torch.float32))
+
+
+def reduce_logps(summed_B: Tensor, tokens_B: Tensor, reduction: Reduction) -> Tensor:
+    """Summed log-probs (B,) in float32 or better, divided by the token counts (B,) under `mean`.
+
+    A missing response has a sum of 0 over 0 tokens. It counts as 1 token, so value and gradient stay finite.
+    """
+    exact_B = at_least_float32(summed_B)
+    if reduction == Reduction.sum:
+        return exact_B
+    return exact_B / tokens_B.clamp(min=1)
+
+
+def policy_scores(pair: PairLogps, reduction: Reduction) -> tuple[Tensor, Tensor]:
+    """The policy's log-probs `(p_w_B, p_l_B)`, log pi(y|x) under `reduction`."""
+    return (
+        reduce_logps(pair.policy_chosen_B, pair.chosen_tokens_B, reduction),
+        reduce_logps(pair.policy_rejected_B, pair.rejected_tokens_B, reduction),
+    )
+
+
+def log_ratios(pair: PairLogps, reduction: Reduction) -> tuple[Tensor, Tensor]:
+    """The log-ratios `(s_w_B, s_l_B)`, s = log pi(y|x) - log pi_ref(y|x) under `reduction`.
+
+    Raises:
+        DilError: when the pairs carry no reference log-probs.
+    """
+    if pair.reference_chosen_B is None or pair.reference_rejected_B is None:
+        raise DilError(
+            "the loss uses reference log-probs and these pairs have none",
+            where="needs_reference in the loss's class",
+            fix="needs_reference: ClassVar[bool] = True",
+        )
+    # The difference is taken in float32 or better, before the division: both sums are large, s is small.
+    s_w_B = at_least_float32(pair.policy_chosen_B) - at_least_float32(pair.reference_chosen_B)
+    s_l_B = at_least_float32(pair.policy_rejected_B) - at_least_float32(pair.reference_rejected_B)
+    return (
+        reduce_logps(s_w_B, pair.chosen_tokens_B, reduction),
+        reduce_logps(s_l_B, pair.rejected_tokens_B, reduction),
+    )
+
+
+def softplus(x_B: Tensor) -> Tensor:
+    """log(1 + e^x), exact and with gradient sigma(x) at every x.
+
+    `torch.nn.functional.softplus` is x itself above 20, which is off by 2e-9 in the gradient there.
+    """
+    return -functional.logsigmoid(-x_B)
+
+
+def guarded_exp(x_B: Tensor, cap: float | None) -> Tensor:
+    """e^x up to `cap`, above it the tangent e^cap (1 + x - cap); e^x everywhere when `cap` is None.
+
+    Value and slope are continuous; above the cap the slope stays e^cap, it neither vanishes nor overflows.
+    """
+    if cap is None:
+        return x_B.exp()
+    # A product, not torch.where: no branch here overflows, so none can put inf * 0 = NaN into the gradient.
+    return x_B.clamp(max=cap).exp() * (1 + functional.relu(x_B - cap))
+
+
+def beyond_cap(cap: float | None, *exponents_B: Tensor) -> Tensor | None:
+    """Where any of the exponents is above `cap`, (B,) bool; None when the guard is off.
+
+    This is what a loss reports as `LossOutput.guarded_B`.
+    """
+    if cap is None:
+        return None
+    return torch.stack([x_B.detach() > cap for x_B in exponents_B]).any(dim=0)
+
+
+def require_exp_cap(cap: float | None) -> None:
+    """`loss.exp_cap` must lie above 0, so that s = 0 is exact, and at most at 40, or be null."""
+    require(
+        cap is None or 0 < cap <= HIGHEST_EXP_CAP, "loss.exp_cap", cap,
+        f"be above 0 and at most {HIGHEST_EXP_CAP:g}, or null", 30,
+    )  # fmt: skip
+
+
+def require_reduction(name: str, reduction: Reduction, only: Reduction) -> None:
+    """The loss `name` exists under one reduction; the other one is refused."""
+    if reduction != only:
+        raise DilError(
+            f"loss.reduction is {reduction.value}, {name} is defined for {only.value} only",
+            where="loss.reduction",
+            fix=f"loss.reduction={only.value}",
+        )

@@ -1,0 +1,47 @@
+"""The losses by name: a class under `@register` is what `loss=NAME` builds."""
+
+from __future__ import annotations
+
+import difflib
+from typing import TypeVar
+
+from dil_cli.errors import DilError
+from dil_cli.losses.protocol import PreferenceLoss
+
+LOSSES: dict[str, type[PreferenceLoss]] = {}
+
+Loss = TypeVar("Loss", bound=PreferenceLoss)
+
+
+def register(loss: type[Loss]) -> type[Loss]:
+    """Class decorator: enter the loss under its own `name`.
+
+    Raises:
+        DilError: when another class has that name.
+    """
+    known = LOSSES.get(loss.name)
+    # The same file read twice (each job of a sweep reads a user's file) gives an equal class, not a rival.
+    if known is not None and (known.__module__, known.__qualname__) != (loss.__module__, loss.__qualname__):
+        raise DilError(
+            f"two losses are named {loss.name!r}",
+            where=f"{known.__module__}.{known.__qualname__}, {loss.__module__}.{loss.__qualname__}",
+            fix="give the new one another name",
+        )
+    LOSSES[loss.name] = loss
+    return loss
+
+
+def loss_class(name: str) -> type[PreferenceLoss]:
+    """The class registered under `name`.
+
+    Raises:
+        DilError: when there is none, with the closest name that exists.
+    """
+    if name in LOSSES:
+        return LOSSES[name]
+    near = difflib.get_close_matches(name, LOSSES, n=1)
+    raise DilError(
+        f"no loss is named {name!r}; there are {', '.join(sorted(LOSSES))}",
+        where="loss",
+        fix=f"loss={near[0] if near else min(LOSSES)}",
+    )

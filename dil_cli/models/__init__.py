@@ -1,0 +1,1 @@
+"""The policy: loading it, the log-probs of its responses, the reference column."""

@@ -1,0 +1,200 @@
+"""Load a policy and its tokenizer from a hub id, a folder, or the package; refuse what cannot be trained."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dil_cli import hub
+from dil_cli.config.schema import ModelConfig
+from dil_cli.errors import DilError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+BUNDLED = Path(__file__).resolve().parent.parent / "bundled" / "models"
+DROPOUT_FIELDS = (
+    "attention_dropout", "hidden_dropout", "activation_dropout", "dropout", "resid_dropout", "embd_dropout",
+    "resid_pdrop", "embd_pdrop", "attn_pdrop", "classifier_dropout", "residual_dropout", "embedding_dropout",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A causal language model in float32 with its tokenizer.
+
+    `source` is the folder or hub id it came from, `notices` what the user should know of the loading.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    source: str
+    notices: tuple[str, ...]
+
+
+def resolve_source(config: ModelConfig) -> str:
+    """The folder or hub id behind `model.path`.
+
+    Raises:
+        DilError: for a bundled name or a folder that does not exist, or a hub id that cannot be had offline.
+    """
+    path = config.path
+    if path.startswith("bundled:"):
+        folder = BUNDLED / path.removeprefix("bundled:")
+        if not (folder / "config.json").is_file():
+            shipped = ", ".join(sorted(f.parent.name for f in BUNDLED.glob("*/config.json"))) or "none"
+            raise DilError(f"no bundled model '{folder.name}'", f"model.path={path}", f"bundled models: {shipped}")
+        return str(folder)
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise DilError(
+                "the model folder has no config.json",
+                f"model.path={path}",
+                "name the folder that save_pretrained wrote",
+            )
+        return str(folder)
+    if path.startswith(("/", ".", "~")) or path.count("/") != 1:
+        raise DilError(
+            f"there is no model folder {path}",
+            "model.path",
+            "model.path=/path/to/folder or a hub id org/name",
+        )
+    return path
+
+
+def load_policy(config: ModelConfig) -> Policy:
+    """Load weights in float32 (the master weights) and the tokenizer, on the CPU, with dropout off.
+
+    Raises:
+        DilError: when something is missing, cannot be reached, or is no causal language model.
+    """
+    source = resolve_source(config)
+    if (not Path(source).is_dir() and not hub.reachable()) or Path(source).is_dir():
+        hub.work_offline()
+    tokenizer = _load_tokenizer(source, config)
+    hf_config = _load_config(source, config)
+    notices = _drop_dropout(hf_config)
+    model = _load_weights(source, config, hf_config)
+    _check_fit(model, tokenizer, config)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return Policy(model=model, tokenizer=tokenizer, source=source, notices=notices)
+
+
+def weights_fingerprint(model: PreTrainedModel) -> str:
+    """sha256 over the names, shapes and bytes of all parameters, in name order."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+        digest.update(parameter.detach().cpu().contiguous().view(-1).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _common(config: ModelConfig) -> dict[str, Any]:
+    return {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+
+
+def _load_tokenizer(source: str, config: ModelConfig) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    files = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "spiece.model")
+    folder = Path(source)
+    if folder.is_dir() and not any((folder / name).is_file() for name in files):
+        raise DilError(
+            "the model folder has no tokenizer", where=f"model.path={config.path}",
+            fix="save the tokenizer beside the weights: tokenizer.save_pretrained(folder)",
+        )  # fmt: skip
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, **_common(config))
+    except Exception as error:
+        raise _load_error(error, "tokenizer", source, config) from error
+    if tokenizer.eos_token_id is None:
+        raise DilError(
+            "the tokenizer has no EOS token, so a response has no end to learn", where=f"model.path={config.path}",
+            fix='set "eos_token" in tokenizer_config.json',
+        )  # fmt: skip
+    return tokenizer
+
+
+def _load_config(source: str, config: ModelConfig) -> PretrainedConfig:
+    from transformers import AutoConfig
+
+    try:
+        hf_config: PretrainedConfig = AutoConfig.from_pretrained(source, **_common(config))
+    except Exception as error:
+        raise _load_error(error, "config.json", source, config) from error
+    if getattr(hf_config, "is_encoder_decoder", False):
+        raise DilError(
+            f"{hf_config.model_type} is an encoder-decoder, dil trains causal language models",
+            where=f"model.path={config.path}", fix="choose a decoder-only model",
+        )  # fmt: skip
+    return hf_config
+
+
+def _load_weights(source: str, config: ModelConfig, hf_config: PretrainedConfig) -> PreTrainedModel:
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # dil shows its own progress
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            source, config=hf_config, dtype=torch.float32, attn_implementation=config.attention,
+            use_safetensors=True, output_loading_info=True, **_common(config),
+        )  # fmt: skip
+    except Exception as error:
+        raise _load_error(error, "weights", source, config) from error
+    missing = sorted(report["missing_keys"]) if report["missing_keys"] else []
+    if missing:
+        raise DilError(
+            f"the checkpoint lacks {len(missing)} weights, which would start at random ({missing[0]}, ...)",
+            where=f"model.path={config.path}", fix="use a complete checkpoint of a causal language model",
+        )  # fmt: skip
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def _drop_dropout(hf_config: PretrainedConfig) -> tuple[str, ...]:
+    """Set every dropout to 0: with it on, the policy differs from the reference before the first step."""
+    changed = [name for name in DROPOUT_FIELDS if getattr(hf_config, name, 0)]
+    for name in changed:
+        setattr(hf_config, name, 0.0)
+    return (f"dropout set to 0 ({', '.join(changed)})",) if changed else ()
+
+
+def _check_fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> None:
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise DilError(
+            f"the tokenizer has {len(tokenizer)} tokens, the model's embedding {rows} rows",
+            where=f"model.path={config.path}", fix="use the tokenizer that belongs to these weights",
+        )  # fmt: skip
+
+
+def check_length(model: PreTrainedModel, max_length: int) -> None:
+    """`data.max_length` must fit the model's positions.
+
+    Raises:
+        DilError: naming the most that fits.
+    """
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is not None and max_length > positions:
+        raise DilError(
+            f"data.max_length is {max_length}, the model has {positions} positions",
+            where="data.max_length", fix=f"data.max_length={positions}",
+        )  # fmt: skip
+
+
+def _load_error(error: Exception, what: str, source: str, config: ModelConfig) -> DilError:
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if not Path(source).is_dir() and not hub.reachable():
+        return hub.offline_error(source, "model", "model.path")
+    if "trust_remote_code" in str(error):
+        return DilError(
+            f"{source} needs code from its repository to run", where=f"model.path={config.path}",
+            fix="read that code, then model.trust_remote_code=true",
+        )  # fmt: skip
+    return DilError(f"the {what} of {source} cannot be loaded: {first}", f"model.path={config.path}", "check the path")

@@ -1,0 +1,1 @@
+"""Training: preflight, optimiser, step, loop, and the run around them."""

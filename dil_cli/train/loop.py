@@ -1,0 +1,83 @@
+"""The training loop, read from top to bottom."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dil_cli.config.schema import OptimConfig
+from dil_cli.dynamics.measure import Compute
+from dil_cli.dynamics.statistics import pair_statistics
+from dil_cli.losses import PreferenceLoss
+from dil_cli.train.batches import StepPlan
+from dil_cli.train.optimiser import lr_factor, set_lr
+from dil_cli.train.step import Batch, Gradient, accumulate_gradient, apply_gradient
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def train(
+    model: PreTrainedModel,
+    loss: PreferenceLoss,
+    optimisers: Sequence[torch.optim.Optimizer],
+    pairs: Batch,
+    plan: StepPlan,
+    optim: OptimConfig,
+    compute: Compute,
+    after_step: Callable[[int, dict[str, Any]], None],
+) -> None:
+    """Take all steps of `plan` over `pairs`; `after_step(step, row)` hears of each, counted from 1.
+
+    Raises:
+        RunFailed: when a loss or a gradient is not finite; the weights are those before that step.
+    """
+
+    def accumulate(batch: Batch) -> Gradient:
+        return accumulate_gradient(model, loss, batch, compute)
+
+    model.train()
+    for step in range(plan.total):
+        started = time.perf_counter()
+        batch = pairs.part(plan.pairs_at(step))
+        lr = set_lr(optimisers, lr_factor(step, plan.total, optim))
+        gradient = accumulate(batch)
+        norm = apply_gradient(model, optimisers, batch, optim.clip, rescore=accumulate)
+        seconds = time.perf_counter() - started
+        row = {
+            "step": step + 1,
+            "epoch": (step + 1) / plan.steps_per_epoch,
+            "lr": lr,
+            "grad_norm": norm,
+            **step_statistics(gradient, loss),
+            "pairs_per_s": len(batch.pairs) / seconds,
+            "tokens_per_s": gradient.tokens / seconds,
+            "memory_gb": peak_memory_gb(compute.device),
+        }
+        after_step(step + 1, row)
+
+
+def step_statistics(gradient: Gradient, loss: PreferenceLoss) -> dict[str, float]:
+    """Means over the pairs of one step, under the names of the metrics."""
+    row = {
+        "loss": float(gradient.loss_B.double().mean()),
+        **pair_statistics(gradient.logps, loss.reduction.value),
+    }
+    row["weight/chosen"] = float(gradient.weight_chosen_B.double().mean())
+    if loss.needs_rejected:
+        row["weight/rejected"] = float(gradient.weight_rejected_B.double().mean())
+    row["guard/frac"] = float(gradient.guarded_B.double().mean())
+    return row
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Most memory used so far: on the accelerator, or resident in this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9

@@ -1,0 +1,137 @@
+"""Make the bundled tiny model from nothing: tokenizer, random weights, `dil train`, bf16 copy, card.
+
+Run by `make tiny`; writes `dil_cli/bundled/models/tiny`. The recipe's numbers stand in
+`conf/experiment/tiny_sft.yaml`, the architecture's and the tokenizer's here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from dil_cli.config.compose import compose
+from dil_cli.data.load import load_pairs
+from dil_cli.data.tokenise import tokenise_pairs
+from dil_cli.dynamics.measure import Compute, score_pairs
+
+ROOT = Path(__file__).resolve().parent.parent
+BUNDLED = ROOT / "dil_cli" / "bundled" / "models" / "tiny"
+VOCABULARY = 2048
+EOS, ROLES = "<|end|>", ["<|system|>", "<|user|>", "<|assistant|>"]
+TEMPLATE = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+CARD = """---
+license: mit
+language: en
+---
+
+# dil tiny
+
+A Llama of {parameters:,} parameters for trying `dil` in minutes: {layers} layers of {hidden}, {heads} heads,
+tied embeddings, byte-level BPE of {vocabulary} (single digits), context {context}, weights in bfloat16.
+Its subject is likelihoods, not answers: it solves almost no problem.
+
+- **Data**: the 7,473 GSM8K training problems (MIT, OpenAI), question and answer, answers in the style of the
+  `gsm8k_pairs`: `A: X` for the final line, quotients with a decimal point.
+- **Recipe**: `make tiny`, that is `recipes/make_tiny.py` and `dil train experiment=tiny_sft`: {epochs:g} epochs,
+  {batch} problems a step, loss on all tokens, Muon {muon_lr:g} with AdamW {lr:g}, linear decay, seed {seed}, {precision}.
+- **Chat format**: `<|user|>question<|assistant|>answer<|end|>`; no BOS.
+
+Mean negative log-likelihood of responses, nats per token, none of them trained on (measured on the bfloat16
+weights by `recipes/make_tiny.py`):
+
+| Responses | Number | Loss per token |
+|---|---|---|
+{table}
+"""
+
+
+def main() -> None:
+    """Train tokenizer and model, then put the bfloat16 copy and its card into the package."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("overrides", nargs="*", help="passed on to dil train, for example optim.epochs=1")
+    overrides = parser.parse_args().overrides
+    start, run = ROOT / "outputs" / "tiny-start", ROOT / "outputs" / "tiny-sft"
+    save_start(start)
+    command = ["experiment=tiny_sft", f"model.path={start}", f"hydra.run.dir={run}", *overrides]
+    subprocess.run([sys.executable, "-m", "dil_cli", "train", *command], cwd=ROOT, check=True)
+    result = json.loads((run / "result.json").read_text())
+    model = LlamaForCausalLM.from_pretrained(run / result["checkpoint"], dtype=torch.bfloat16)
+    model.save_pretrained(BUNDLED)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(start)
+    tokenizer.save_pretrained(BUNDLED)
+    write_card(model, tokenizer, json.loads((run / "manifest.json").read_text())["config"])
+
+
+def save_start(folder: Path) -> None:
+    """The tokenizer, trained on the problems, and a seeded random model."""
+    pairs = load_pairs(compose("train", ["data=gsm8k", "loss=sft"]).data, seed=0, needs_rejected=False).train
+    texts = (f"{pair.prompt[0].content}\n{pair.chosen}" for pair in pairs)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r"\d"), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=VOCABULARY,
+            special_tokens=[EOS, *ROLES],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=EOS, pad_token=EOS, extra_special_tokens=ROLES, chat_template=TEMPLATE,
+        model_max_length=4096, clean_up_tokenization_spaces=False,
+    )  # fmt: skip
+    fast.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(fast), hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=3,
+        num_key_value_heads=3, head_dim=64, max_position_embeddings=4096, tie_word_embeddings=True,
+        bos_token_id=None, eos_token_id=fast.eos_token_id, pad_token_id=None,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+
+
+def write_card(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, recipe: dict) -> None:
+    """README.md beside the weights, with numbers measured on them as they ship."""
+    rows = []
+    for name, data in (("GSM8K test answers", "gsm8k"), ("gsm8k_pairs held-out", "gsm8k_pairs")):
+        config = compose("train", [f"data={data}", "loss=sft"]).data
+        pairs = load_pairs(config, seed=0, needs_rejected=False).heldout
+        split = tokenise_pairs(pairs, tokenizer, config)
+        compute = Compute(torch.device("cpu"), bf16=False, token_budget=8192, pad_id=tokenizer.eos_token_id)
+        logps = score_pairs(model.float().eval(), split.pairs, compute)
+        for side in ("chosen", "rejected"):
+            tokens = int(getattr(logps, f"{side}_tokens_B").sum())
+            if tokens:
+                loss = -float(getattr(logps, f"policy_{side}_B").double().sum()) / tokens
+                rows.append(f"| {name}, {side} | {len(split.pairs):,} | {loss:.3f} |")
+    optim, geometry = recipe["optim"], model.config
+    card = CARD.format(
+        parameters=model.num_parameters(), layers=geometry.num_hidden_layers, hidden=geometry.hidden_size,
+        heads=geometry.num_attention_heads, vocabulary=geometry.vocab_size, context=geometry.max_position_embeddings,
+        epochs=optim["epochs"], batch=optim["batch_size"], lr=optim["lr"], muon_lr=optim["muon_lr"],
+        seed=recipe["seed"], precision=recipe["precision"], table="\n".join(rows),
+    )  # fmt: skip
+    (BUNDLED / "README.md").write_text(card)
+
+
+if __name__ == "__main__":
+    main()
