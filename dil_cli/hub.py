@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import threading
+from contextlib import suppress
 from functools import cache
 from urllib.parse import urlsplit
 
@@ -31,23 +33,29 @@ def reachable() -> bool:
     proxy = os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy")
     target = urlsplit(proxy) if proxy else endpoint
     port = target.port or (443 if target.scheme == "https" else 80)
-    try:
-        with socket.create_connection((target.hostname or "", port), timeout=TIMEOUT_S):
-            return True
-    except OSError:
-        return False
+    connected = threading.Event()
+
+    def connect() -> None:
+        with suppress(OSError), socket.create_connection((target.hostname or "", port), timeout=TIMEOUT_S):
+            connected.set()
+
+    # In a thread: the timeout of a socket does not cover a name server that never answers.
+    attempt = threading.Thread(target=connect, daemon=True)
+    attempt.start()
+    attempt.join(TIMEOUT_S + 1)
+    return connected.is_set()
 
 
-def offline_error(repo: str, kind: str, key: str) -> DilError:
+def offline_error(repo: str, kind: str, group: str) -> DilError:
     """The error for a hub repository that is neither cached nor reachable.
 
     Args:
         repo: hub id, for example "org/name".
         kind: "model" or "data set".
-        key: the config key that would take a local folder, for example "model.path".
+        group: the config group whose `path` takes a folder too, "model" or "data".
     """
     return DilError(
         f"the {kind} {repo} is not on this machine and the hub cannot be reached (offline)",
-        where=f"{key}={repo}",
-        fix=f"download it where there is a network, then {key}=/path/to/folder",
+        where=f"{group}.path={repo}",
+        fix=f"download it where there is a network, then {group}.path=/path/to/folder",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from importlib import import_module
@@ -36,6 +37,9 @@ def main() -> NoReturn:
 
     0 done, 2 wrong input, 130 Ctrl-C, 1 anything else.
     """
+    for stream in (sys.stdout, sys.stderr):  # a path or a pair may hold what an ASCII terminal cannot show
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = dispatch(sys.argv[1:])
     except DilError as error:

@@ -84,7 +84,7 @@ class Encoder:
         return DilError(
             f"the prompt tokenises differently before its {side} response: {alone} becomes {context}",
             where=f"data.path={self.config.path}, row {row}",
-            fix="end the prompt where a token ends (data.template), or strip the responses' leading spaces",
+            fix="set a chat template (data.template, as in conf/data/hh.yaml), or strip the responses' first spaces",
         )
 
     def _cut(self, row: int, prompt: list[int], chosen: list[int], rejected: list[int]) -> EncodedPair:

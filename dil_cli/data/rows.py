@@ -123,8 +123,8 @@ def _parse(text: bytes, where: str) -> Any:
         what = f"not UTF-8 text: byte {error.start + 1} is 0x{text[error.start]:02x}"
     except RecursionError:
         what = "not usable JSON: it is nested too deeply"
-    except ValueError as error:
-        what = f"not usable JSON: {error}"
+    except ValueError:  # Python's limit on the digits of an integer
+        what = "not usable JSON: a number in it has too many digits"
     raise DilError(what, where=where, fix="mend or remove it")
 
 

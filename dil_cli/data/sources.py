@@ -14,6 +14,7 @@ from dil_cli.data.rows import BATCH_ROWS, Row, is_readable, read_file, read_file
 from dil_cli.errors import DilError
 
 BUNDLED = Path(__file__).resolve().parent.parent / "bundled" / "data"
+PARQUET_EXPORT = "refs/convert/parquet"
 
 
 def read_split(config: DataConfig, split: str) -> Iterator[Row]:
@@ -139,11 +140,12 @@ def _hub_rows(config: DataConfig, split: str) -> Iterator[Row]:
     try:
         data = _load(datasets, config, split)
     except Exception as error:  # datasets raises a dozen unrelated types
+        subset = f" data.subset={config.subset}" if config.subset else ""
         if not online:
-            raise hub.offline_error(config.path, "data set", "data.path") from error
+            raise hub.offline_error(config.path, "data set", "data") from error
         raise DilError(
             f"the data set cannot be loaded from the hub: {_first_line(error)}",
-            where=f"data.path={config.path} data.subset={config.subset} split {split}",
+            where=f"data.path={config.path}{subset} split {split}",
             fix="check the names; for a gated data set log in with `hf auth login`",
         ) from error
     return _dataset_rows(data, f"{config.path} ({split})")
@@ -157,8 +159,8 @@ def _load(datasets: Any, config: DataConfig, split: str) -> Any:
         # the hub keeps a parquet export of it, as subset/split/NNNN.parquet.
         if "script" not in str(error):
             raise
-        export = f"hf://datasets/{config.path}@~parquet/{config.subset or 'default'}/{split}/*.parquet"
-        return datasets.load_dataset("parquet", data_files={split: export}, split=split)
+        files = {split: f"{config.subset or 'default'}/{split}/*.parquet"}
+        return datasets.load_dataset(config.path, data_files=files, split=split, revision=PARQUET_EXPORT)
 
 
 def _first_line(error: Exception) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -82,10 +82,8 @@ def score_pairs(
 
 def with_reference(policy: PairLogps, reference: PairLogps) -> PairLogps:
     """`policy` with the policy columns of `reference` as its reference columns."""
-    return PairLogps(
-        *_columns(policy),
-        reference_chosen_B=reference.policy_chosen_B,
-        reference_rejected_B=reference.policy_rejected_B,
+    return replace(
+        policy, reference_chosen_B=reference.policy_chosen_B, reference_rejected_B=reference.policy_rejected_B
     )
 
 

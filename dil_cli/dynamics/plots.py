@@ -19,6 +19,7 @@ from dil_cli.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,25 +70,30 @@ def dynamics_curves(rows: Sequence[Mapping[str, Any]]) -> Curves:
 
 
 def plot_dynamics(curves: Curves, path: Path, title: str) -> None:
-    """Draw `curves` as a PNG of 1500 x 600 pixels; `path` is whole or as it was before."""
+    """Write `draw_dynamics` as a PNG of 1500 x 600 pixels; `path` is whole or as it was before."""
+    figure = draw_dynamics(curves, title)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", metadata={"Software": None})
+
+
+def draw_dynamics(curves: Curves, title: str) -> Figure:
+    """The picture: likelihoods on the left, margin on the right, every line a field of `curves`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4), dpi=150)
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
-    for axes in (left, right):
-        axes.margins(y=0.1)
     figure.subplots_adjust(left=0.075, right=0.9, bottom=0.135, top=0.78, wspace=0.52)
     heading = figure.text(0.016, 0.945, title, fontsize=12, fontweight="bold", color=style.TEXT, va="center")
     heading.set_parse_math(False)  # a run may be called `a$b$`
-
+    for axes in (left, right):
+        axes.margins(y=0.1)
     _draw_likelihoods(left, curves)
     _draw_gain(right, curves)
     for axes in (left, right):
         _dress(axes, int(curves.step_N[-1]))
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", metadata={"Software": None})
+    return figure
 
 
 def _side(probe: Sequence[Mapping[str, Any]], name: str) -> Side:

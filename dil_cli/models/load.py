@@ -80,7 +80,8 @@ def load_policy(config: ModelConfig) -> Policy:
     model = _load_weights(source, config, hf_config)
     _check_fit(model, tokenizer, config)
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        enable: Any = model.gradient_checkpointing_enable  # untyped in transformers
+        enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return Policy(model=model, tokenizer=tokenizer, source=source, notices=notices)
 
 
@@ -139,9 +140,11 @@ def _load_weights(source: str, config: ModelConfig, hf_config: PretrainedConfig)
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # dil shows its own progress
+    quiet: Any = logging.disable_progress_bar  # dil shows its own progress
+    quiet()
+    auto: Any = AutoModelForCausalLM  # its types do not know of output_loading_info
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        model, report = auto.from_pretrained(
             source, config=hf_config, dtype=torch.float32, attn_implementation=config.attention,
             use_safetensors=True, output_loading_info=True, **_common(config),
         )  # fmt: skip
@@ -166,7 +169,8 @@ def _drop_dropout(hf_config: PretrainedConfig) -> tuple[str, ...]:
 
 
 def _check_fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> None:
-    rows = model.get_input_embeddings().weight.shape[0]
+    embedding: Any = model.get_input_embeddings()
+    rows = embedding.weight.shape[0]
     if len(tokenizer) > rows:
         raise DilError(
             f"the tokenizer has {len(tokenizer)} tokens, the model's embedding {rows} rows",
@@ -191,7 +195,7 @@ def check_length(model: PreTrainedModel, max_length: int) -> None:
 def _load_error(error: Exception, what: str, source: str, config: ModelConfig) -> DilError:
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if not Path(source).is_dir() and not hub.reachable():
-        return hub.offline_error(source, "model", "model.path")
+        return hub.offline_error(source, "model", "model")
     if "trust_remote_code" in str(error):
         return DilError(
             f"{source} needs code from its repository to run", where=f"model.path={config.path}",

@@ -7,7 +7,9 @@ record. W&B is never asked to prompt: it goes online only where it would find a 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from dil_cli.config.schema import TrackerConfig, WandbMode
@@ -18,6 +20,8 @@ INIT_TIMEOUT_S = 20.0
 FINISH_TIMEOUT_S = 60.0
 """How long a run waits at its end for rows to be uploaded; what is left can be sent by `wandb sync`."""
 
+NOT_ONLINE = "W&B cannot go online ({}); it is recorded in the run's folder"
+
 TRUE = {"1", "true", "yes", "on"}
 
 
@@ -27,7 +31,7 @@ class WandbSink:
     Args:
         config: mode, project, group, entity, tags.
         run_id: W&B's id; derived from the run folder's name, so that a rerun replaces its earlier try.
-        note: is given the one line about a failure.
+        say: is given the one line about a failure.
         init_timeout: seconds to wait for the server at the start.
     """
 
@@ -35,29 +39,38 @@ class WandbSink:
         self,
         config: TrackerConfig,
         run_id: str,
-        note: Callable[[str], None],
+        say: Callable[[str], None],
         init_timeout: float = INIT_TIMEOUT_S,
     ) -> None:
-        self._config, self._run_id, self._note = config, run_id, note
+        self._config, self._say = config, say
+        self._run_id = re.sub(r"[/\\#?%:]", "-", run_id)[-64:]  # what W&B takes; a folder's hash stands last
         self._init_timeout = init_timeout
         self._run: Any = None
         self._online = False
+        self._opened = False
         self._exit_code = 1
 
     def start(self, run: RunInfo) -> None:
         """Open the W&B run: online if asked for and possible, else in the run's folder."""
+        # W&B's reports about itself keep a process alive for 20 s where the server does not answer
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         try:
             mode = resolve_mode(self._config.mode)
-            if mode is not WandbMode.disabled:
+        except Exception as err:
+            self._say(NOT_ONLINE.format(_reason(err)))
+            mode = WandbMode.offline
+        if mode is WandbMode.online:
+            try:
                 self._open(run, mode)
-            return
-        except Exception as err:
-            self._note(f"W&B cannot go online ({_reason(err)}); it is recorded in the run's folder")
-        try:
-            self._forget()
-            self._open(run, WandbMode.offline)
-        except Exception as err:
-            self._note(f"W&B is left out ({_reason(err)}); the run keeps its own record")
+                return
+            except Exception as err:
+                self._say(NOT_ONLINE.format(_reason(err)))
+        if mode is not WandbMode.disabled:
+            try:
+                self._open(run, WandbMode.offline)
+            except Exception as err:
+                self._run = None
+                self._say(f"W&B is left out ({_reason(err)}); the run keeps its own record")
 
     def step(self, row: Row) -> None:
         """Log the row of a step."""
@@ -84,12 +97,20 @@ class WandbSink:
 
     def close(self) -> None:
         """End the W&B run; one that did not finish is marked as failed."""
+        if not self._opened:
+            return
+        self._opened = False
         self._try(lambda run: run.finish(exit_code=self._exit_code))
         self._run = None
+        with suppress(Exception):  # the run is over; nothing is lost with a service that does not answer
+            _end_service(self._exit_code)
 
     def _open(self, run: RunInfo, mode: WandbMode) -> None:
         import wandb
 
+        self._opened = True
+        _end_service()
+        wandb.setup(settings=wandb.Settings(silent=True))
         wanted = {
             "silent": True,
             "console": "off",
@@ -102,8 +123,8 @@ class WandbSink:
         known = {key: value for key, value in wanted.items() if key in wandb.Settings.model_fields}
         run.folder.mkdir(parents=True, exist_ok=True)
         self._run = wandb.init(
-            mode=mode.value,
-            dir=run.folder,
+            mode="online" if mode is WandbMode.online else "offline",
+            dir=run.folder.resolve(),
             id=self._run_id,
             name=run.name,
             project=self._config.project,
@@ -117,13 +138,6 @@ class WandbSink:
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
 
-    def _forget(self) -> None:
-        """Free the id of a run that could not be opened."""
-        import wandb
-
-        self._run = None
-        wandb.teardown()
-
     def _try(self, act: Callable[[Any], object]) -> None:
         """Do something with the W&B run; at the first failure W&B is given up for this run."""
         if self._run is None:
@@ -132,7 +146,7 @@ class WandbSink:
             act(self._run)
         except Exception as err:
             self._run = None
-            self._note(f"W&B stopped ({_reason(err)}); the run keeps its own record")
+            self._say(f"W&B stopped ({_reason(err)}); the run keeps its own record")
 
 
 def resolve_mode(mode: WandbMode) -> WandbMode:
@@ -165,6 +179,17 @@ def key_configured() -> bool:
 
     host = wandb.setup(settings=wandb.Settings(silent=True)).settings.base_url
     return wbauth.authenticate_session(host=host, source="dil", prompt=False, update_session=False) is not None
+
+
+def _end_service(exit_code: int = 0) -> None:
+    """End this process's W&B service and use no other's, so that every run has one of its own.
+
+    One from the environment may be a dead parent's, and a run that could not be opened keeps its id.
+    """
+    import wandb
+
+    wandb.teardown(exit_code=exit_code)
+    os.environ.pop("WANDB_SERVICE", None)
 
 
 def _reason(err: Exception) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dil_cli import hub
 from dil_cli.config.schema import DataSource, Device, Precision, TrainConfig
@@ -48,7 +48,8 @@ def prepare(config: TrainConfig, pairs: PairSplits, console: ConsoleSink) -> Pre
     with console.phase("loading the model", None):
         policy = load_policy(config.model)
         check_length(policy.model, config.data.max_length)
-        policy.model.to(device)
+        on_device: Any = policy.model  # the wrapper transformers puts round `to` has lost its types
+        on_device.to(device)
     cache = Path(config.output) / "cache" / "tokens"
     with console.phase("tokenising", None):
         train = tokenise_pairs(pairs.train, policy.tokenizer, config.data, flipped=pairs.flipped, cache=cache)

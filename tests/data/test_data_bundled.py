@@ -83,10 +83,9 @@ def test_unknown_bundled_name_lists_what_there_is():
     config = from_yaml("gsm8k_pairs", path="gsm9k")
     with pytest.raises(DilError) as caught:
         load_pairs(config, seed=0, needs_rejected=True)
+    names = "gsm8k_pairs_test, gsm8k_pairs_train, gsm8k_test, gsm8k_train, hh_sample_test, hh_sample_train"
     assert str(caught.value).splitlines() == [
-        "error: no bundled data set gsm9k with a split train",
-        "where: data.path=gsm9k",
-        "fix:   bundled are gsm8k_pairs_test, gsm8k_pairs_train, gsm8k_test, gsm8k_train, hh_sample_test, hh_sample_train",
+        "error: no bundled data set gsm9k with a split train", "where: data.path=gsm9k", f"fix:   bundled are {names}",
     ]  # fmt: skip
 
 

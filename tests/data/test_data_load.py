@@ -77,11 +77,12 @@ def test_limit_takes_the_first_usable_training_pairs_only(jsonl, config):
     rows = numbered(20)
     rows[0]["chosen"] = ""
     whole = load_pairs(config(jsonl(rows)), 1, needs_rejected=True)
-    cut = load_pairs(config(jsonl(rows), limit=5), 1, needs_rejected=True)
-    assert cut.train == whole.train[:5]
+    cut = load_pairs(config(jsonl(rows), limit=1), 1, needs_rejected=True)
+    assert cut.train == whole.train[:1]
     assert cut.heldout == whole.heldout
-    assert cut.counts.beyond_limit == len(whole.train) - 5 == 12
-    assert "12 training pairs left out by data.limit" in cut.counts.describe()
+    assert len(cut.heldout) == 2
+    assert cut.counts.beyond_limit == len(whole.train) - 1 == 16
+    assert "16 training pairs left out by data.limit" in cut.counts.describe()
 
 
 @pytest.mark.parametrize(("noise", "flips"), [(0.0, 0), (0.1, 9), (0.25, 22), (0.5, 45), (1.0, 90)])

@@ -47,6 +47,10 @@ LAYOUTS = {
     "message prompt, repeated in the lists": (
         {"prompt": [Q], "chosen": [Q, GOOD], "rejected": [Q, BAD]}, ([(U, "q")], "good", "bad"),
     ),
+    "message prompt, the lists go on from it": (
+        {"prompt": [Q], "chosen": [turn(U, "more"), GOOD], "rejected": [turn(U, "more"), BAD]},
+        ([(U, "q"), (U, "more")], "good", "bad"),
+    ),
     "hh transcript": (
         {
             "chosen": "\n\nHuman: Hi \n\nAssistant: Hello\n\nHuman: q\nmore\n\nAssistant: good ",

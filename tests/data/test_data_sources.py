@@ -18,8 +18,6 @@ from dil_cli.data.load import load_pairs
 from dil_cli.data.sources import read_split
 from dil_cli.errors import DilError
 
-Q = {"role": "user", "content": "q"}
-
 
 def rows(n, tag=""):
     return [{"prompt": f"q{tag}{i}", "chosen": "good", "rejected": "bad"} for i in range(n)]
@@ -58,14 +56,14 @@ def test_saved_dataset_dict_gives_its_splits(tmp_path, config):
     made = config(tmp_path / "saved", heldout_split="eval")
     assert prompts(made, "train") == ["q0", "q1", "q2", "q3", "q4"]
     assert prompts(made, "eval") == ["qe0", "qe1"]
-    with pytest.raises(DilError, match=r"saved has no split test; it has train, eval$"):
+    with pytest.raises(DilError, match=r"saved has no split test; it has train, eval\n"):
         prompts(made, "test")
 
 
 def test_damaged_saved_dataset_is_an_error(tmp_path, config):
     datasets.Dataset.from_list(rows(3)).save_to_disk(tmp_path / "saved")
     next((tmp_path / "saved").glob("*.arrow")).write_bytes(b"nothing")
-    with pytest.raises(DilError, match="the folder cannot be read as a saved data set: .+"):
+    with pytest.raises(DilError, match=r"the folder cannot be read as a saved data set: .+"):
         prompts(config(tmp_path / "saved"), "train")
 
 
@@ -124,15 +122,49 @@ def test_missing_file_is_an_error(config):
 
 def test_a_file_has_no_splits(jsonl, config):
     path = jsonl(rows(3))
-    with pytest.raises(DilError, match="pairs.jsonl is one file and has no splits, so data.heldout_split=test"):
+    with pytest.raises(DilError, match=r"pairs.jsonl is one file and has no splits, so data.heldout_split=test"):
         prompts(config(path, heldout_split="test"), "train")
-    with pytest.raises(DilError, match="pairs.jsonl is one file and has no splits") as caught:
+    with pytest.raises(DilError, match=r"pairs.jsonl is one file and has no splits") as caught:
         prompts(config(path, train_split="train_prefs"), "train_prefs")
     assert caught.value.where == "data.train_split=train_prefs"
 
 
-OFFLINE = """
-import sys
+def test_repository_with_a_loading_script_is_read_from_its_parquet_export(monkeypatch, config):
+    calls = []
+
+    def load_dataset(path, name=None, **options):
+        calls.append((path, name, options))
+        if "data_files" not in options:
+            raise RuntimeError("Dataset scripts are no longer supported, but found summarize_from_feedback.py")
+        return datasets.Dataset.from_list(rows(2))
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr("dil_cli.hub.reachable", lambda: True)
+    made = config("some-org/posts", source=DataSource.hub, subset="comparisons", heldout_split="validation")
+    assert prompts(made, "validation") == ["q0", "q1"]
+    options = {
+        "data_files": {"validation": "comparisons/validation/*.parquet"}, "revision": "refs/convert/parquet",
+        "split": "validation",
+    }  # fmt: skip
+    assert calls[1] == ("some-org/posts", None, options)
+
+
+def test_what_the_hub_refuses_is_said_in_one_line(monkeypatch, config):
+    def load_dataset(*_, **__):
+        raise ValueError("Unknown split 'dev'.\nShould be one of ['train'].")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr("dil_cli.hub.reachable", lambda: True)
+    with pytest.raises(DilError) as caught:
+        prompts(config("some-org/posts", source=DataSource.hub, heldout_split="dev"), "dev")
+    assert str(caught.value).splitlines() == [
+        "error: the data set cannot be loaded from the hub: Unknown split 'dev'.",
+        "where: data.path=some-org/posts split dev",
+        "fix:   check the names; for a gated data set log in with `hf auth login`",
+    ]
+
+
+SCRIPT = """
 {imports}
 from dil_cli.config.schema import DataConfig, DataSource
 from dil_cli.data.load import load_pairs
@@ -140,38 +172,37 @@ from dil_cli.errors import DilError
 config = DataConfig(source=DataSource.hub, path="some-org/some-pairs", heldout_split="test",
                     max_length=64, max_prompt_length=32)
 try:
-    load_pairs(config, 1, needs_rejected=True)
+    print(*load_pairs(config, 1, needs_rejected=True).counts.describe(), sep="\\n")
 except DilError as error:
     print(error)
 """
 
 
-def offline(imports: str, home: Path) -> subprocess.CompletedProcess[str]:
-    """Ask for a hub data set where the hub's address refuses every connection."""
+def load_from_hub(hf_home: Path, imports: str = "") -> list[str]:
+    """What is printed of a hub data set where the hub's address refuses every connection."""
     hidden = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE", "HTTPS_PROXY", "https_proxy")
     env = {key: value for key, value in os.environ.items() if key not in hidden}
-    env |= {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(home)}
-    root = Path(__file__).resolve().parents[2]
-    return subprocess.run(
-        [sys.executable, "-c", OFFLINE.format(imports=imports)], env=env | {"PYTHONPATH": str(root)},
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+    env |= {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(hf_home)}
+    env["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
+    command = [sys.executable, "-c", SCRIPT.format(imports=imports)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
 
 
 @pytest.mark.parametrize("imports", ["", "import datasets, huggingface_hub"])
 def test_hub_out_of_reach_is_said_at_once(tmp_path, imports):
     start = time.monotonic()
-    done = offline(imports, tmp_path / "hf")
-    assert done.stdout.splitlines() == [
+    assert load_from_hub(tmp_path / "hf", imports) == [
         "error: the data set some-org/some-pairs is not on this machine and the hub cannot be reached (offline)",
         "where: data.path=some-org/some-pairs",
         "fix:   download it where there is a network, then data.path=/path/to/folder",
-    ], done.stderr
+    ]
     assert time.monotonic() - start < 10
 
 
 def test_hub_data_set_in_the_local_cache_is_used_offline(tmp_path):
-    folder = tmp_path / "hf" / "datasets" / "some-org___some-pairs" / "default" / "0.0.0" / ("0" * 40)
+    folder = tmp_path / "hf/datasets/some-org___some-pairs/default/0.0.0" / ("0" * 40)
     folder.mkdir(parents=True)
     splits = {"train": rows(3), "test": rows(2, "t")}
     for split, part in splits.items():
@@ -181,17 +212,9 @@ def test_hub_data_set_in_the_local_cache_is_used_offline(tmp_path):
         "builder_name": "json", "dataset_name": "some-pairs", "config_name": "default",
         "version": {"version_str": "0.0.0", "major": 0, "minor": 0, "patch": 0},
         "features": {c: {"dtype": "string", "_type": "Value"} for c in ("prompt", "chosen", "rejected")},
-        "splits": {s: {"name": s, "num_bytes": 1, "num_examples": len(p), "dataset_name": "some-pairs"}
-                   for s, p in splits.items()},
+        "splits": {s: {"name": s, "num_bytes": 1, "num_examples": len(p)} for s, p in splits.items()},
     }  # fmt: skip
     (folder / "dataset_info.json").write_text(json.dumps(info))
-    script = OFFLINE.format(imports="").replace("    load_pairs(", "    print(*load_pairs(").replace(
-        "needs_rejected=True)", "needs_rejected=True).counts.describe(), sep='\\n')"
-    )  # fmt: skip
-    env = os.environ | {"HF_HOME": str(tmp_path / "hf"), "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
-    done = subprocess.run(
-        [sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.stdout.splitlines() == [
+    assert load_from_hub(tmp_path / "hf") == [
         "train: 3 rows, 3 usable", "test: 2 rows, 2 usable", "3 pairs to train on, 2 held out",
-    ], done.stderr  # fmt: skip
+    ]  # fmt: skip

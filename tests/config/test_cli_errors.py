@@ -1,0 +1,154 @@
+"""Wrong input gives what, where, fix: exact texts, exit code 2, nothing written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+CASES = {
+    "unknown command": (["tran"], "no command 'tran'; did you mean train?", "dil tran", "dil --help"),
+    "unknown option": (
+        ["train", "--multrun"], "no option --multrun; did you mean --multirun?", "dil train --multrun", "dil train --help",
+    ),
+    "typo in a choice": (["train", "loss=ukk"], "no 'ukk' in loss; did you mean ukl?", "dil train loss=ukk", "loss=ukl"),
+    "typo in a group": (["train", "lss=ukl"], "no key 'lss' here; did you mean loss?", "dil train lss=ukl", "loss=ukl"),
+    "typo in a key": (
+        ["train", "optim.lrr=1"], "no key 'optim.lrr' here; did you mean optim.lr?", "dil train optim.lrr=1", "optim.lr=1",
+    ),
+    "key of another group": (
+        ["train", "loss.lr=1"], "no key 'loss.lr' here; did you mean optim.lr?", "dil train loss.lr=1", "optim.lr=1",
+    ),
+    "key of another loss": (
+        ["train", "loss.beta=1"], "no key 'loss.beta' here; loss has reduction, exp_cap",
+        "dil train loss.beta=1", "dil train --cfg job",
+    ),
+    "key forced in": (
+        ["train", "+optim.lrr=1"], "no key 'optim.lrr' here; did you mean optim.lr?", "dil train optim.lrr=1", "optim.lr=1",
+    ),
+    "wrong type": (
+        ["train", "optim.lr=fast"], "optim.lr is wrong: 'fast' is not a number", "dil train optim.lr=fast",
+        "dil train --cfg job shows its default",
+    ),
+    "not a choice": (
+        ["train", "loss.reduction=max"], "loss.reduction is wrong: 'max' is not one of mean, sum",
+        "dil train loss.reduction=max", "dil train --cfg job shows its default",
+    ),
+    "out of range": (
+        ["train", "optim.lr=-1"], "optim.lr is -1.0, it must be a finite number above 0", "optim.lr", "optim.lr=5e-07",
+    ),
+    "does not apply": (
+        ["train", "loss=simpo", "loss.reduction=sum"], "loss.reduction is sum, simpo is defined for mean only",
+        "loss.reduction", "loss.reduction=mean",
+    ),
+    "missing value": (["train", "data=local"], "data.path must be set", "data.path", "data.path=..."),
+    "not an override": (
+        ["train", "ukl"], "'ukl' is not of the form key=value", "dil train ukl",
+        "key=value; quote what the shell or Hydra would split: 'data.path=\"my file.jsonl\"'",
+    ),
+    "folder without a name": (
+        ["train", "name=a/b"], "name is 'a/b', it must be a folder name without a slash", "name", "name=my-run",
+    ),
+    "no such file": (
+        ["train", "data=local", "data.path=no.jsonl"], "there is no file or folder no.jsonl", "data.path",
+        "data.path=/path/to/pairs.jsonl",
+    ),
+    "no such bundled model": (
+        ["train", "model=local", "model.path=bundled:big"], "no bundled model 'big'", "model.path=bundled:big",
+        "bundled models: tiny",
+    ),
+    "no such model folder": (
+        ["train", "model=local", "model.path=./nowhere"], "there is no model folder ./nowhere", "model.path=./nowhere",
+        "model.path=/path/to/folder or a hub id org/name",
+    ),
+    "hub model offline": (
+        ["train", "model=mistral7b"],
+        "the model alignment-handbook/zephyr-7b-sft-full is not on this machine and the hub cannot be reached (offline)",
+        "model.path=alignment-handbook/zephyr-7b-sft-full",
+        "download it where there is a network, then model.path=/path/to/folder",
+    ),
+    "hub data offline": (
+        ["train", "data=ultrafeedback"],
+        "the data set HuggingFaceH4/ultrafeedback_binarized is not on this machine and the hub cannot be reached (offline)",
+        "data.path=HuggingFaceH4/ultrafeedback_binarized",
+        "download it where there is a network, then data.path=/path/to/folder",
+    ),
+    "no such device": (
+        ["train", "device=cuda"], "this machine has no cuda device", "device=cuda", "device=auto",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_wrong_input_is_three_exact_lines(case, dil_here, tmp_path: Path):
+    argv, what, where, fix = CASES[case]
+    if "device=cuda" in argv:
+        torch = pytest.importorskip("torch")
+        if torch.cuda.is_available():
+            pytest.skip("there is one")
+    code, _, err = dil_here(*argv)
+    assert err.splitlines() == [f"error: {what}", f"where: {where}", f"fix:   {fix}"]
+    assert code == 2
+    assert not list(tmp_path.iterdir()), "something was written"
+
+
+def write(path: Path, *lines: str) -> str:
+    path.write_text("\n".join(lines) + "\n")
+    return f"data.path={path.name}"
+
+
+GOOD = json.dumps({"prompt": "a", "chosen": "b", "rejected": "c"})
+
+
+def test_missing_column_names_what_is_there(dil_here, tmp_path: Path):
+    data = write(tmp_path / "d.jsonl", json.dumps({"prompt": "a", "chosen": "b"}))
+    code, _, err = dil_here("train", "data=local", data)
+    assert code == 2
+    assert len(err.splitlines()) == 3
+    assert "chosen, prompt" in err or "prompt, chosen" in err
+
+
+def test_unparsable_row_is_named(dil_here, tmp_path: Path):
+    data = write(tmp_path / "d.jsonl", GOOD, GOOD, '{"prompt": "a", "chosen":')
+    code, _, err = dil_here("train", "data=local", data)
+    assert code == 2
+    assert "d.jsonl, row 3" in err
+    assert len(err.splitlines()) == 3
+
+
+def test_no_usable_pair(dil_here, tmp_path: Path):
+    same = json.dumps({"prompt": "a", "chosen": "b", "rejected": "b"})
+    code, _, err = dil_here("train", "data=local", write(tmp_path / "d.jsonl", same, same))
+    assert code == 2
+    assert err.splitlines()[0] == (
+        "error: the data set has no usable pair: train: 2 rows, 0 usable, 2 skipped (2 identical responses)"
+    )
+
+
+def test_model_folder_without_tokenizer(dil_here, tmp_path: Path, model_folder: Path):
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(model_folder / name, bare)
+    code, _, err = dil_here("train", "model=local", "model.path=./bare")
+    assert code == 2
+    assert err.splitlines() == [
+        "error: the model folder has no tokenizer",
+        "where: model.path=./bare",
+        "fix:   save the tokenizer beside the weights: tokenizer.save_pretrained(folder)",
+    ]
+
+
+def test_too_long_for_the_model(dil_here, model_folder: Path):
+    code, _, err = dil_here("train", "model=local", f"model.path={model_folder}", "data.max_length=4096")
+    assert code == 2
+    assert err.splitlines()[0] == "error: data.max_length is 4096, the model has 512 positions"
+    assert err.splitlines()[2] == "fix:   data.max_length=512"
+
+
+def test_traceback_on_request(dil, tmp_path: Path):
+    done = dil("train", "loss=ukk", DIL_TRACEBACK="1")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr

@@ -1,0 +1,116 @@
+"""Every YAML composes, and what it composes to is what the documentation says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dil_cli.config.compose import compose
+from dil_cli.config.help import command_help, describe
+from dil_cli.config.identity import plain, run_hash, to_yaml
+from dil_cli.config.paths import conf_dir
+from dil_cli.losses import LOSSES
+
+GROUPS = ["model", "data", "loss", "optim", "tracker", "experiment"]
+CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((conf_dir() / group).glob("*.yaml"))]
+
+
+def overrides(group: str, choice: str) -> list[str]:
+    needed = {"local": [f"{group}.path=somewhere"], "tiny_sft": ["model.path=somewhere"], "gsm8k": ["loss=sft"]}
+    return [f"{group}={choice}", *needed.get(choice, [])]
+
+
+def test_there_is_something_to_compose():
+    assert len(CHOICES) >= 25
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES, ids=lambda name: name)
+def test_every_yaml_composes_and_says_what_it_is(group, choice):
+    config = compose("train", overrides(group, choice))
+    assert choice in config.name or group in {"optim", "tracker", "experiment"}
+    assert 10 < len(describe(conf_dir() / group / f"{choice}.yaml")) < 110
+
+
+@pytest.mark.parametrize("model", [name for group, name in CHOICES if group == "model"])
+def test_the_run_takes_the_scale_of_its_model(model):
+    config = compose("train", overrides("model", model))
+    assert (config.optim.lr, config.optim.batch_size) == (config.model.lr, config.model.batch_size)
+    assert config.data.max_length == config.model.max_length
+    assert config.data.max_prompt_length == config.model.max_prompt_length
+
+
+def test_paper_command_composes_to_the_papers_setting():
+    config = compose("train", ["loss=ukl", "model=mistral7b", "data=ultrafeedback"])
+    assert config.model.path == "alignment-handbook/zephyr-7b-sft-full"
+    assert config.data.path == "HuggingFaceH4/ultrafeedback_binarized"
+    assert (config.data.train_split, config.data.heldout_split) == ("train_prefs", "test_prefs")
+    assert (config.data.max_length, config.data.max_prompt_length) == (1024, 512)
+    assert (config.optim.batch_size, config.optim.epochs, config.optim.warmup) == (128, 1, 0.1)
+    assert type(config.loss) is LOSSES["ukl"]
+
+
+def test_every_loss_has_a_yaml_and_every_yaml_a_loss():
+    assert {name for group, name in CHOICES if group == "loss"} == set(LOSSES)
+
+
+def test_a_user_may_write_experiment_with_or_without_plus(dil_here):
+    texts = [dil_here("train", word, "model.path=x", "--cfg", "job")[1] for word in ("experiment=tiny_sft", "+experiment=tiny_sft")]  # fmt: skip
+    assert texts[0] == texts[1]
+    assert "kind: muon" in texts[0]
+
+
+def test_cfg_job_prints_and_writes_nothing(dil_here, tmp_path: Path):
+    code, out, _ = dil_here("train", "loss=ukl", "model=mistral7b", "data=ultrafeedback", "--cfg", "job")
+    assert code == 0
+    assert "alignment-handbook/zephyr-7b-sft-full" in out
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_lists_every_group_with_a_line_each():
+    text = command_help("train", "summary", [])
+    for group, choice in CHOICES:
+        assert f"{group}=" in text
+        assert describe(conf_dir() / group / f"{choice}.yaml") in text
+    assert "* lsif" in text
+    assert all(len(line) <= 120 for line in text.splitlines())
+
+
+def test_config_dir_adds_a_users_group_and_shows_it_in_help(dil_here, tmp_path: Path):
+    mine = tmp_path / "conf" / "loss"
+    mine.mkdir(parents=True)
+    (mine / "gentle.yaml").write_text("# DPO with a small beta\ndefaults:\n  - /schema/loss/dpo@_here_\nbeta: 0.02\n")
+    folder = str(tmp_path / "conf")
+    _, out, _ = dil_here("train", "--config-dir", folder, "--help")
+    assert "gentle  DPO with a small beta" in out
+    code, out, _ = dil_here("train", "--config-dir", folder, "loss=gentle", "--cfg", "job")
+    assert code == 0
+    assert "beta: 0.02" in out
+    (mine / "typo.yaml").write_text("defaults:\n  - /schema/loss/dpo@_here_\nbetta: 0.02\n")
+    code, _, err = dil_here("train", "--config-dir", folder, "loss=typo")
+    assert code == 2
+    assert "betta" in err
+    assert len(err.splitlines()) <= 3
+
+
+def test_hash_is_the_config_and_the_data_and_nothing_else():
+    base = run_hash(compose("train", []), "data")
+    same = ["output=elsewhere", "tracker=none", "device=cpu", "optim.token_budget=5", "model.token_budget=5"]
+    for override in same:
+        assert run_hash(compose("train", [override]), "data") == base, override
+    for override in ("seed=1", "loss=bce", "loss.reduction=sum", "optim.lr=1e-4", "data.limit=10", "probe.pairs=7"):
+        assert run_hash(compose("train", [override]), "data") != base, override
+    assert run_hash(compose("train", []), "other data") != base
+
+
+def test_losses_with_equal_fields_are_different_runs():
+    name = "name=one"
+    hashes = {run_hash(compose("train", [name, f"loss={loss}"]), "") for loss in ("lsif", "ukl", "bce", "sft")}
+    assert len(hashes) == 4
+
+
+def test_yaml_round_trip():
+    import yaml
+
+    config = compose("train", [])
+    assert yaml.safe_load(to_yaml(config)) == plain(config)

@@ -1,0 +1,81 @@
+"""Imports flow one way, and slow ones happen late."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "dil_cli"
+
+ALLOWED = {
+    "errors": set(),
+    "types": set(),
+    "files": set(),
+    "hub": {"errors"},
+    "losses": {"errors", "types"},
+    "config": {"errors", "types", "losses"},
+    "data": {"errors", "types", "files", "hub", "config"},
+    "models": {"errors", "types", "files", "hub", "config"},
+    "artifacts": {"errors", "types", "files", "config"},
+    "dynamics": {"errors", "types", "files", "losses", "config", "data", "models", "artifacts"},
+    # The record is a file of the run folder, and every sink hears of alarms.
+    "tracking": {"errors", "types", "files", "config", "artifacts", "dynamics"},
+    "train": {
+        "errors", "types", "files", "hub", "losses", "config", "data", "models", "artifacts", "dynamics", "tracking",
+    },
+    "main": {"errors"},
+}  # fmt: skip
+"""What each part may import: always to the left in ARCHITECTURE's flow."""
+
+ONLY_IN = {"hydra": {"config"}, "omegaconf": {"config"}, "wandb": {"tracking"}, "datasets": {"data"}}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imported(tree: ast.AST) -> list[str]:
+    names = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_flow_one_way(path: Path):
+    part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    if part in {"__init__", "__main__"}:
+        return
+    for name in imported(ast.parse(path.read_text())):
+        head, _, rest = name.partition(".")
+        if head == "dil_cli":
+            other = rest.partition(".")[0]
+            own = {part, "__version__"}
+            assert other in own | ALLOWED[part], f"{part} imports {name}"
+        assert part in ONLY_IN.get(head, {part}), f"{part} imports {name}"
+
+
+def test_there_are_files_to_check():
+    assert len(FILES) > 40
+
+
+def test_help_imports_nothing_heavy():
+    heavy = ("torch", "hydra", "transformers", "datasets", "wandb", "numpy", "rich", "omegaconf", "yaml")
+    for argv in (["--help"], ["train", "--help"]):
+        code = f"""
+import sys
+sys.argv = ["dil", *{argv!r}]
+from dil_cli.main import main
+try:
+    main()
+except SystemExit as ended:
+    assert not ended.code
+loaded = [name for name in {heavy!r} if name in sys.modules]
+assert not loaded, loaded
+"""
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=ROOT)
