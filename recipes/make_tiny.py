@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -40,12 +41,13 @@ language: en
 
 A Llama of {parameters:,} parameters for trying `dil` in minutes: {layers} layers of {hidden}, {heads} heads,
 tied embeddings, byte-level BPE of {vocabulary} (single digits), context {context}, weights in bfloat16.
-Its subject is likelihoods, not answers: it solves almost no problem.
+Its subject is likelihoods, not answers.
 
 - **Data**: the 7,473 GSM8K training problems (MIT, OpenAI), question and answer, answers in the style of the
   `gsm8k_pairs`: `A: X` for the final line, quotients with a decimal point.
 - **Recipe**: `make tiny`, that is `recipes/make_tiny.py` and `dil train experiment=tiny_sft`: {epochs:g} epochs,
-  {batch} problems a step, loss on all tokens, Muon {muon_lr:g} with AdamW {lr:g}, linear decay, seed {seed}, {precision}.
+  {batch} problems a step, loss on all tokens, Muon {muon_lr:g} with AdamW {lr:g}, linear decay, seed {seed}, in
+  {precision}.
 - **Chat format**: `<|user|>question<|assistant|>answer<|end|>`; no BOS.
 
 Mean negative log-likelihood of responses, nats per token, none of them trained on (measured on the bfloat16
@@ -64,6 +66,7 @@ def main() -> None:
     overrides = parser.parse_args().overrides
     start, run = ROOT / "outputs" / "tiny-start", ROOT / "outputs" / "tiny-sft"
     save_start(start)
+    shutil.rmtree(run, ignore_errors=True)
     command = ["experiment=tiny_sft", f"model.path={start}", f"hydra.run.dir={run}", *overrides]
     subprocess.run([sys.executable, "-m", "dil_cli", "train", *command], cwd=ROOT, check=True)
     result = json.loads((run / "result.json").read_text())
@@ -71,7 +74,9 @@ def main() -> None:
     model.save_pretrained(BUNDLED)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(start)
     tokenizer.save_pretrained(BUNDLED)
-    write_card(model, tokenizer, json.loads((run / "manifest.json").read_text())["config"])
+    write_card(model, tokenizer, json.loads((run / "manifest.json").read_text()))
+    for file in BUNDLED.iterdir():
+        file.chmod(0o644)  # save_pretrained keeps the weights to their owner
 
 
 def save_start(folder: Path) -> None:
@@ -109,10 +114,10 @@ def save_start(folder: Path) -> None:
     LlamaForCausalLM(config).save_pretrained(folder)
 
 
-def write_card(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, recipe: dict) -> None:
+def write_card(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, manifest: dict) -> None:
     """README.md beside the weights, with numbers measured on them as they ship."""
     rows = []
-    for name, data in (("GSM8K test answers", "gsm8k"), ("gsm8k_pairs held-out", "gsm8k_pairs")):
+    for name, data in (("GSM8K test answers", "gsm8k"), ("held-out answers of gsm8k_pairs", "gsm8k_pairs")):
         config = compose("train", [f"data={data}", "loss=sft"]).data
         pairs = load_pairs(config, seed=0, needs_rejected=False).heldout
         split = tokenise_pairs(pairs, tokenizer, config)
@@ -122,13 +127,14 @@ def write_card(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, reci
             tokens = int(getattr(logps, f"{side}_tokens_B").sum())
             if tokens:
                 loss = -float(getattr(logps, f"policy_{side}_B").double().sum()) / tokens
-                rows.append(f"| {name}, {side} | {len(split.pairs):,} | {loss:.3f} |")
-    optim, geometry = recipe["optim"], model.config
+                kind = f"{name}, {side}" if data == "gsm8k_pairs" else name
+                rows.append(f"| {kind} | {len(split.pairs):,} | {loss:.3f} |")
+    optim, geometry = manifest["config"]["optim"], model.config
     card = CARD.format(
         parameters=model.num_parameters(), layers=geometry.num_hidden_layers, hidden=geometry.hidden_size,
         heads=geometry.num_attention_heads, vocabulary=geometry.vocab_size, context=geometry.max_position_embeddings,
         epochs=optim["epochs"], batch=optim["batch_size"], lr=optim["lr"], muon_lr=optim["muon_lr"],
-        seed=recipe["seed"], precision=recipe["precision"], table="\n".join(rows),
+        seed=manifest["config"]["seed"], precision=manifest["precision"], table="\n".join(rows),
     )  # fmt: skip
     (BUNDLED / "README.md").write_text(card)
 
