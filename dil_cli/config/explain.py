@@ -18,6 +18,7 @@ from omegaconf.errors import (
     OmegaConfBaseException,
     ValidationError,
 )
+from yaml import YAMLError
 
 from dil_cli.config.schema import TrainConfig
 from dil_cli.errors import DilError
@@ -61,10 +62,16 @@ def explained(command: str = "train", argv: Sequence[str] = ()) -> Iterator[None
             fix="key=value; quote what the shell or Hydra would split: 'data.path=\"my file.jsonl\"'",
         ) from error
     except HydraException as error:
-        cause = error.__cause__
+        cause = error.__cause__ or error.__context__
         if isinstance(cause, OmegaConfBaseException):
-            raise _bad_value(cause, command, argv) from error
+            raise _bad_value(cause, command, argv, file=_yaml_of(error)) from error
         raise _bad_override(error, command) from error
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{mark.name}, line {mark.line + 1}" if mark else ""
+        raise DilError(
+            f"the YAML cannot be read: {getattr(error, 'problem', error)}", where, "mend this line"
+        ) from error
     except OmegaConfBaseException as error:
         raise _bad_value(error, command, argv) from error
 
@@ -133,10 +140,12 @@ def check_keys(composed: DictConfig, prefix: str = "") -> None:
 
 
 def _missing_choice(error: MissingConfigException, command: str, argv: Sequence[str]) -> DilError:
-    match = re.search(r"Could not find '([^']+)'", str(error)) or re.search(
-        r"Cannot find primary config '([^']+)'", str(error)
-    )
+    match = re.search(r"Could not (?:find|load) '([^']+)'", str(error))
     group, _, choice = (match.group(1) if match else "").rpartition("/")
+    if group.startswith("schema"):
+        close = get_close_matches(choice, registry.LOSSES, n=1)
+        hint = f"; did you mean /{group}/{close[0]}?" if close else ""
+        return DilError(f"no schema /{group}/{choice}{hint}", _yaml_of(error), "name one that exists in its defaults")
     options = [option for option in (error.options or []) if option]
     close = get_close_matches(choice, options, n=1)
     word = next((w for w in argv if w.startswith(f"{group}=")), f"{group}={choice}")
@@ -167,11 +176,17 @@ def _bad_override(error: HydraException, command: str) -> DilError:
     return DilError(first, where=f"dil {command}", fix=f"dil {command} --help")
 
 
-def _bad_value(error: OmegaConfBaseException, command: str, argv: Sequence[str]) -> DilError:
+def _yaml_of(error: HydraException) -> str:
+    """The YAML file, as group/name.yaml, in which Hydra found the error; empty for the command line."""
+    match = re.match(r"In '([^']+)'", str(error))
+    return f"{match.group(1)}.yaml" if match else ""
+
+
+def _bad_value(error: OmegaConfBaseException, command: str, argv: Sequence[str], file: str = "") -> DilError:
     key = str(getattr(error, "full_key", "") or "")
     word = next((w for w in argv if w.lstrip("+~").partition("=")[0] == key), "")
     value = word.partition("=")[2]
-    where = f"dil {command} {word}" if word else key
+    where = f"dil {command} {word}" if word else f"{file} {key}".strip()
     first = str(error).splitlines()[0]
     if isinstance(error, MissingMandatoryValue):
         return DilError(f"{key} must be set", where=key, fix=f"{key}=...")
@@ -180,7 +195,9 @@ def _bad_value(error: OmegaConfBaseException, command: str, argv: Sequence[str])
     if isinstance(error, ValidationError):
         return DilError(f"{key} is wrong: {_plain_reason(first)}", where, f"dil {command} --cfg job shows its default")
     if key:
-        return unknown_key(key, command, value, owner=getattr(error, "object_type", None))
+        unknown = unknown_key(key, command, value, owner=getattr(error, "object_type", None))
+        unknown.where = where if file else unknown.where
+        return unknown
     return DilError(first, where=where, fix=f"dil {command} --help")
 
 

@@ -29,20 +29,26 @@ def plain(config: Any) -> Any:
     return config
 
 
-def to_yaml(config: Any) -> str:
-    """The config as YAML, ready to be read by a person."""
-    return OmegaConf.to_yaml(OmegaConf.create(plain(config)))
+def describe(config: TrainConfig) -> dict[str, Any]:
+    """The whole config in plain form; the loss, whose dataclass is its kind, with its name."""
+    described: dict[str, Any] = plain(config)
+    described["loss"] = {"name": config.loss.name, **described["loss"]}
+    return described
+
+
+def to_yaml(config: TrainConfig) -> str:
+    """`describe` as YAML, to be read by a person."""
+    return OmegaConf.to_yaml(OmegaConf.create(describe(config)))
 
 
 def run_hash(config: TrainConfig, data_fingerprint: str) -> str:
     """Eight hex digits over the config and its data's content, less `NOT_IDENTITY`."""
-    identity = plain(config)
+    identity = describe(config)
     for key in NOT_IDENTITY:
         *groups, leaf = key.split(".")
         node = identity
         for group in groups:
             node = node[group]
         node.pop(leaf)
-    identity["loss"] = {"name": config.loss.name, **identity["loss"]}
     text = json.dumps({"config": identity, "data": data_fingerprint}, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]

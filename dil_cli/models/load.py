@@ -59,7 +59,7 @@ def resolve_source(config: ModelConfig) -> str:
     if path.startswith(("/", ".", "~")) or path.count("/") != 1:
         raise DilError(
             f"there is no model folder {path}",
-            "model.path",
+            f"model.path={path}",
             "model.path=/path/to/folder or a hub id org/name",
         )
     return path

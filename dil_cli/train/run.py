@@ -9,7 +9,7 @@ from typing import Any
 
 from dil_cli.artifacts.manifest import environment
 from dil_cli.artifacts.run_folder import RunFolder
-from dil_cli.config.identity import plain, run_hash, to_yaml
+from dil_cli.config.identity import describe, plain, run_hash, to_yaml
 from dil_cli.config.schema import TrainConfig, WandbMode
 from dil_cli.data.load import PairSplits, load_pairs
 from dil_cli.data.template import effective_template
@@ -98,7 +98,7 @@ class Run:
     def complete(self) -> None:
         """Reference column, preflight, training, result."""
         batch, at_start = self._reference()
-        self.manifest = self._describe(batch, at_start)
+        self.manifest = self._manifest(batch, at_start)
         self.folder.begin(to_yaml(self.config), self.manifest)
         self.sinks = Sinks(self._listeners())
         try:
@@ -201,7 +201,7 @@ class Run:
         return RunInfo(
             name=self.config.name,
             folder=self.folder.path,
-            config=plain(self.config),
+            config=describe(self.config),
             total_steps=self.plan.total,
             loss=self.config.loss.name,
             reduction=self.config.loss.reduction.value,
@@ -211,12 +211,12 @@ class Run:
             n_probe=len(self.probe.pairs),
         )
 
-    def _describe(self, batch: Batch, loss_at_start: float | None) -> dict[str, Any]:
-        """The manifest: what the numbers of this run depend on."""
-        template = hashlib.sha256((self.template or "").encode()).hexdigest()
+    def _manifest(self, batch: Batch, loss_at_start: float | None) -> dict[str, Any]:
+        """What the numbers of this run depend on."""
+        template = None if self.template is None else hashlib.sha256(self.template.encode()).hexdigest()
         return {
             "hash": self.identity,
-            "config": plain(self.config) | {"loss": {"name": self.config.loss.name, **plain(self.config.loss)}},
+            "config": describe(self.config),
             "environment": environment(),
             "device": str(self.compute.device),
             "precision": "bf16 autocast" if self.compute.bf16 else "fp32",
@@ -226,9 +226,9 @@ class Run:
                 "weights_sha256": weights_fingerprint(self.model),
             },
             "tokenizer_sha256": tokenizer_fingerprint(self.tokenizer),
-            "template_sha256": template if self.template is not None else None,
+            "template_sha256": template,
             "data_sha256": self.splits.fingerprint,
-            "reference_sha256": _column_fingerprint(batch),
+            "reference_sha256": batch.reference_fingerprint(),
             "loss_at_reference": loss_at_start,
             "pairs": plain(self.splits.counts),
             "tokens": {
@@ -239,12 +239,3 @@ class Run:
             "probe_rows": [pair.row for pair in self.probe.pairs],
             "steps": self.plan.total,
         }
-
-
-def _column_fingerprint(batch: Batch) -> str | None:
-    if batch.reference_chosen_B is None or batch.reference_rejected_B is None:
-        return None
-    digest = hashlib.sha256()
-    for column_B in (batch.reference_chosen_B, batch.reference_rejected_B):
-        digest.update(column_B.numpy().tobytes())
-    return digest.hexdigest()

@@ -6,6 +6,7 @@ weights: so dL/ds is known per pair, and a bad pair is found before it reaches a
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -44,6 +45,13 @@ class Batch:
             None if self.reference_chosen_B is None else self.reference_chosen_B[take],
             None if self.reference_rejected_B is None else self.reference_rejected_B[take],
         )
+
+    def reference_fingerprint(self) -> str | None:
+        """sha256 over the reference log-probs, None without them."""
+        if self.reference_chosen_B is None or self.reference_rejected_B is None:
+            return None
+        columns = self.reference_chosen_B.numpy().tobytes() + self.reference_rejected_B.numpy().tobytes()
+        return hashlib.sha256(columns).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,16 @@ import pytest
 CASES = {
     "unknown command": (["tran"], "no command 'tran'; did you mean train?", "dil tran", "dil --help"),
     "unknown option": (
-        ["train", "--multrun"], "no option --multrun; did you mean --multirun?", "dil train --multrun", "dil train --help",
+        ["train", "--multrun"], "no option --multrun; did you mean --multirun?", "dil train --multrun",
+        "dil train --help",
     ),
-    "typo in a choice": (["train", "loss=ukk"], "no 'ukk' in loss; did you mean ukl?", "dil train loss=ukk", "loss=ukl"),
+    "typo in a choice": (
+        ["train", "loss=ukk"], "no 'ukk' in loss; did you mean ukl?", "dil train loss=ukk", "loss=ukl",
+    ),
     "typo in a group": (["train", "lss=ukl"], "no key 'lss' here; did you mean loss?", "dil train lss=ukl", "loss=ukl"),
     "typo in a key": (
-        ["train", "optim.lrr=1"], "no key 'optim.lrr' here; did you mean optim.lr?", "dil train optim.lrr=1", "optim.lr=1",
+        ["train", "optim.lrr=1"], "no key 'optim.lrr' here; did you mean optim.lr?", "dil train optim.lrr=1",
+        "optim.lr=1",
     ),
     "key of another group": (
         ["train", "loss.lr=1"], "no key 'loss.lr' here; did you mean optim.lr?", "dil train loss.lr=1", "optim.lr=1",
@@ -26,7 +30,8 @@ CASES = {
         "dil train loss.beta=1", "dil train --cfg job",
     ),
     "key forced in": (
-        ["train", "+optim.lrr=1"], "no key 'optim.lrr' here; did you mean optim.lr?", "dil train optim.lrr=1", "optim.lr=1",
+        ["train", "+optim.lrr=1"], "no key 'optim.lrr' here; did you mean optim.lr?", "dil train optim.lrr=1",
+        "optim.lr=1",
     ),
     "wrong type": (
         ["train", "optim.lr=fast"], "optim.lr is wrong: 'fast' is not a number", "dil train optim.lr=fast",
@@ -65,13 +70,15 @@ CASES = {
     ),
     "hub model offline": (
         ["train", "model=mistral7b"],
-        "the model alignment-handbook/zephyr-7b-sft-full is not on this machine and the hub cannot be reached (offline)",
+        "the model alignment-handbook/zephyr-7b-sft-full is not on this machine "
+        "and the hub cannot be reached (offline)",
         "model.path=alignment-handbook/zephyr-7b-sft-full",
         "download it where there is a network, then model.path=/path/to/folder",
     ),
     "hub data offline": (
         ["train", "data=ultrafeedback"],
-        "the data set HuggingFaceH4/ultrafeedback_binarized is not on this machine and the hub cannot be reached (offline)",
+        "the data set HuggingFaceH4/ultrafeedback_binarized is not on this machine "
+        "and the hub cannot be reached (offline)",
         "data.path=HuggingFaceH4/ultrafeedback_binarized",
         "download it where there is a network, then data.path=/path/to/folder",
     ),

@@ -8,7 +8,8 @@ import pytest
 
 from dil_cli.config.compose import compose
 from dil_cli.config.help import command_help, describe
-from dil_cli.config.identity import plain, run_hash, to_yaml
+from dil_cli.config.identity import describe as describe_config
+from dil_cli.config.identity import run_hash, to_yaml
 from dil_cli.config.paths import conf_dir
 from dil_cli.losses import LOSSES
 
@@ -55,7 +56,8 @@ def test_every_loss_has_a_yaml_and_every_yaml_a_loss():
 
 
 def test_a_user_may_write_experiment_with_or_without_plus(dil_here):
-    texts = [dil_here("train", word, "model.path=x", "--cfg", "job")[1] for word in ("experiment=tiny_sft", "+experiment=tiny_sft")]  # fmt: skip
+    words = ("experiment=tiny_sft", "+experiment=tiny_sft")
+    texts = [dil_here("train", word, "model.path=x", "--cfg", "job")[1] for word in words]
     assert texts[0] == texts[1]
     assert "kind: muon" in texts[0]
 
@@ -86,11 +88,29 @@ def test_config_dir_adds_a_users_group_and_shows_it_in_help(dil_here, tmp_path: 
     code, out, _ = dil_here("train", "--config-dir", folder, "loss=gentle", "--cfg", "job")
     assert code == 0
     assert "beta: 0.02" in out
-    (mine / "typo.yaml").write_text("defaults:\n  - /schema/loss/dpo@_here_\nbetta: 0.02\n")
-    code, _, err = dil_here("train", "--config-dir", folder, "loss=typo")
+
+
+USERS_MISTAKES = {
+    "key": ("dpo", "betta: 0.02", "no key 'loss.betta' here; did you mean loss.beta?", "loss/mine.yaml loss.betta"),
+    "type": ("dpo", "beta: low", "loss.beta is wrong: 'low' is not a number", "loss/mine.yaml loss.beta"),
+    "schema": ("dpp", "beta: 1", "no schema /schema/loss/dpp; did you mean /schema/loss/dpo?", "loss/mine.yaml"),
+    "yaml": ("dpo", "beta: [1", "the YAML cannot be read: expected ',' or ']', but got '<stream end>'", "line 4"),
+}
+
+
+@pytest.mark.parametrize("mistake", USERS_MISTAKES)
+def test_mistakes_in_a_users_yaml_name_the_file(mistake, dil_here, tmp_path: Path):
+    schema, line, what, where = USERS_MISTAKES[mistake]
+    mine = tmp_path / "conf" / "loss"
+    mine.mkdir(parents=True)
+    (mine / "mine.yaml").write_text(f"defaults:\n  - /schema/loss/{schema}@_here_\n{line}\n")
+    code, _, err = dil_here("train", "--config-dir", str(tmp_path / "conf"), "loss=mine")
+    first, second, third = err.splitlines()
+    assert first == f"error: {what}"
+    assert second.startswith("where: ")
+    assert second.endswith(where)
+    assert third.startswith("fix:   ")
     assert code == 2
-    assert "betta" in err
-    assert len(err.splitlines()) <= 3
 
 
 def test_hash_is_the_config_and_the_data_and_nothing_else():
@@ -113,4 +133,4 @@ def test_yaml_round_trip():
     import yaml
 
     config = compose("train", [])
-    assert yaml.safe_load(to_yaml(config)) == plain(config)
+    assert yaml.safe_load(to_yaml(config)) == describe_config(config)

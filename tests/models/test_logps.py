@@ -44,7 +44,8 @@ def pairs() -> list[TokenisedPair]:
 def naive_logp(model: PreTrainedModel, prompt: np.ndarray, response: np.ndarray) -> float:
     """One row, no padding, whole vocabulary, float64 softmax, one token at a time."""
     ids = torch.tensor([*prompt.tolist(), *response.tolist()])[None]
-    logps_TV = torch.log_softmax(model(ids).logits[0].double(), dim=-1)
+    with torch.no_grad():
+        logps_TV = torch.log_softmax(model(ids).logits[0].double(), dim=-1)
     start = len(prompt)
     return sum(float(logps_TV[start + i - 1, token]) for i, token in enumerate(response.tolist()))
 
