@@ -39,12 +39,6 @@ def epoch_order(pairs: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([EPOCH_STREAM, seed, epoch]).permutation(pairs)
 
 
-def padded_tokens(pairs: Sequence[TokenisedPair]) -> int:
-    """Tokens of the padded rows of these pairs: R * T."""
-    rows = sum(2 if len(pair.rejected) else 1 for pair in pairs)
-    return rows * max((_longest(pair) for pair in pairs), default=0)
-
-
 def micro_batches(pairs: Sequence[TokenisedPair], token_budget: int) -> list[list[int]]:
     """Indices into `pairs`, each once, in groups of similar length whose padded rows fit the budget.
 

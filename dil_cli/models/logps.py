@@ -5,8 +5,6 @@ Shapes: R rows, T tokens of the longest row, V vocabulary, B pairs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,8 +12,6 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-Autocast = Callable[[], AbstractContextManager[None]]
 
 
 def response_logps(model: PreTrainedModel, input_ids_RT: Tensor, attention_RT: Tensor, scored_RT: Tensor) -> Tensor:

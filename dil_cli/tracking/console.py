@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from rich.live import Live
     from rich.progress import Progress, TaskID
 
+WORTH_SAYING_S = 2.0
+"""A phase shorter than this ends without a line of its own."""
 PLAIN_LINES = 20
 """At most this many progress lines a run without a terminal."""
 
@@ -64,11 +66,12 @@ class PlainConsole:
 
     @contextmanager
     def phase(self, name: str, total: int | None) -> Iterator[Phase]:
-        """A line when it begins, one each few seconds of progress, one when it ends."""
+        """A line when it begins, one each few seconds of progress, one at the end of a long one."""
         self.note(f"{name}: {'' if total is None else f'{total} '}...")
         phase = _PlainPhase(self, name, total)
         yield phase
-        self.note(f"{name}: done in {clock(time.monotonic() - phase.began)}")
+        if (seconds := time.monotonic() - phase.began) >= WORTH_SAYING_S:
+            self.note(f"{name}: done in {clock(seconds)}")
 
     def start(self, run: RunInfo) -> None:
         """Print the header."""
@@ -156,12 +159,13 @@ class LiveConsole:
 
     @contextmanager
     def phase(self, name: str, total: int | None) -> Iterator[Phase]:
-        """A bar of its own while it lasts, a line with its time afterwards."""
+        """A bar of its own while it lasts; if it was long, a line with its time afterwards."""
         progress, began = self._show(), time.monotonic()
         task = progress.add_task(name, total=total)
         try:
             yield _LivePhase(progress, task)
-            self.note(f"{name}: done in {clock(time.monotonic() - began)}")
+            if (seconds := time.monotonic() - began) >= WORTH_SAYING_S:
+                self.note(f"{name}: done in {clock(seconds)}")
         finally:
             progress.remove_task(task)
             if self._task is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,14 +18,6 @@ if TYPE_CHECKING:
 
 TOLERANCE = {False: 1e-4, True: 2e-2}
 """Relative difference of two passes over one row, by bf16: padding changes the order of sums."""
-
-
-@dataclass(frozen=True)
-class Preflight:
-    """What the checks found, as lines for the console and values for the manifest."""
-
-    lines: tuple[str, ...]
-    loss_at_reference: float | None
 
 
 def check_reference(

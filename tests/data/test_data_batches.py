@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dil_cli.data.batches import epoch_order, micro_batches, pad_rows, padded_tokens
+from dil_cli.data.batches import epoch_order, micro_batches, pad_rows
 from dil_cli.types import TokenisedPair
 
 
@@ -19,6 +19,10 @@ def sized(prompt, chosen, rejected, row=1):
 def random_pairs(n, seed, demonstrations=False):
     draw = np.random.default_rng(seed)
     return [sized(*draw.integers(1, 60, 2), 0 if demonstrations else draw.integers(1, 60)) for _ in range(n)]
+
+
+def padded_tokens(pairs):
+    return pad_rows(pairs, 0, "cpu").input_ids_RT.numel()
 
 
 def test_rows_are_padded_right_chosen_first():
@@ -40,7 +44,6 @@ def test_rows_are_padded_right_chosen_first():
     assert rows.pair_R.tolist() == [0, 1, 2, 0, 2]
     assert rows.pairs == 3
     assert (rows.input_ids_RT.dtype, rows.response_mask_RT.dtype) == (torch.int64, torch.bool)
-    assert padded_tokens(pairs) == rows.input_ids_RT.numel() == 20
 
 
 @pytest.mark.parametrize("demonstrations", [False, True])
@@ -52,7 +55,6 @@ def test_micro_batches_cover_all_once_and_keep_the_budget(budget, demonstrations
     for group in groups:
         members = [pairs[index] for index in group]
         assert padded_tokens(members) <= budget or len(members) == 1
-        assert padded_tokens(members) == pad_rows(members, 0, "cpu").input_ids_RT.numel()
     assert len(groups) == {1: 100, 10**6: 1}.get(budget, len(groups))
 
 
