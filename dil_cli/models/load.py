@@ -56,7 +56,7 @@ def resolve_source(config: ModelConfig) -> str:
                 "name the folder that save_pretrained wrote",
             )
         return str(folder)
-    if path.startswith(("/", ".", "~")) or path.count("/") != 1:
+    if path.startswith(("/", ".", "~")) or path.count("/") > 1:
         raise DilError(
             f"there is no model folder {path}",
             f"model.path={path}",
@@ -72,8 +72,8 @@ def load_policy(config: ModelConfig) -> Policy:
         DilError: when something is missing, cannot be reached, or is no causal language model.
     """
     source = resolve_source(config)
-    if (not Path(source).is_dir() and not hub.reachable()) or Path(source).is_dir():
-        hub.work_offline()
+    if not Path(source).is_dir() and not hub.reachable():
+        hub.work_offline()  # the hub's local cache may have it
     tokenizer = _load_tokenizer(source, config)
     hf_config = _load_config(source, config)
     notices = _drop_dropout(hf_config)
