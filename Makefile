@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 .PHONY: help install demo test lint types tests tiny wheel clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(INSTALLED)  ## make .venv and install dil with its pinned dependencies
 
@@ -39,7 +39,7 @@ types: $(INSTALLED)  ## mypy, strict
 tests: $(INSTALLED)  ## pytest
 	$(BIN)/pytest
 
-tiny: $(INSTALLED)  ## make the bundled tiny model from nothing (about 20 minutes)
+tiny: $(INSTALLED)  ## make the bundled tiny model from nothing (half an hour)
 	$(BIN)/python recipes/make_tiny.py
 
 wheel: $(INSTALLED)  ## build the wheel and the sdist into dist/

@@ -213,13 +213,13 @@ class ProbeConfig:
     spread evenly over the run, the last one at its end.
     """
 
-    pairs: int = 128
-    times: int = 10
+    pairs: int = 256
+    times: int = 6
     alarms: AlarmConfig = field(default_factory=AlarmConfig)
 
     def __post_init__(self) -> None:
-        require(self.pairs > 0, "probe.pairs", self.pairs, "be above 0", 128)
-        require(self.times > 0, "probe.times", self.times, "be above 0", 10)
+        require(self.pairs > 0, "probe.pairs", self.pairs, "be above 0", 256)
+        require(self.times > 0, "probe.times", self.times, "be above 0", 6)
 
 
 @dataclass(kw_only=True)
