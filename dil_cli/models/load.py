@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dil_cli import hub
-from dil_cli.config.schema import ModelConfig
+from dil_cli.config.schema import ModelConfig, WeightType
 from dil_cli.errors import DilError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ DROPOUT_FIELDS = (
 
 @dataclass(frozen=True)
 class Policy:
-    """A causal language model in float32 with its tokenizer.
+    """A causal language model with its tokenizer.
 
     `source` is the folder or hub id it came from, `notices` what the user should know of the loading.
     """
@@ -66,7 +66,7 @@ def resolve_source(config: ModelConfig) -> str:
 
 
 def load_policy(config: ModelConfig) -> Policy:
-    """Load weights in float32 (the master weights) and the tokenizer, on the CPU, with dropout off.
+    """Load weights (in `model.dtype`) and the tokenizer, on the CPU, with dropout off.
 
     Raises:
         DilError: when something is missing, cannot be reached, or is no causal language model.
@@ -77,20 +77,24 @@ def load_policy(config: ModelConfig) -> Policy:
     tokenizer = _load_tokenizer(source, config)
     hf_config = _load_config(source, config)
     notices = _drop_dropout(hf_config)
+    if config.dtype is WeightType.bf16:
+        notices += ("weights in bfloat16: changes below 0.4 % of a weight are lost, as most are at a rate of 5e-7",)
     model = _load_weights(source, config, hf_config)
     _check_fit(model, tokenizer, config)
     if config.gradient_checkpointing:
-        enable: Any = model.gradient_checkpointing_enable  # untyped in transformers
-        enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        enable: Any = model.activation_checkpointing_enable  # untyped in transformers
+        enable(activation_checkpointing_kwargs={"use_reentrant": False})
     return Policy(model=model, tokenizer=tokenizer, source=source, notices=notices)
 
 
 def weights_fingerprint(model: PreTrainedModel) -> str:
     """sha256 over the names, shapes and bytes of all parameters, in name order."""
+    import torch
+
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-        digest.update(parameter.detach().cpu().contiguous().view(-1).numpy().tobytes())
+        digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -142,10 +146,11 @@ def _load_weights(source: str, config: ModelConfig, hf_config: PretrainedConfig)
 
     quiet: Any = logging.disable_progress_bar  # dil shows its own progress
     quiet()
+    dtype = torch.bfloat16 if config.dtype is WeightType.bf16 else torch.float32
     auto: Any = AutoModelForCausalLM  # its types do not know of output_loading_info
     try:
         model, report = auto.from_pretrained(
-            source, config=hf_config, dtype=torch.float32, attn_implementation=config.attention,
+            source, config=hf_config, dtype=dtype, attn_implementation=config.attention,
             use_safetensors=True, output_loading_info=True, **_common(config),
         )  # fmt: skip
     except Exception as error:

@@ -219,7 +219,7 @@ class Run:
             "config": describe(self.config),
             "environment": environment(),
             "device": str(self.compute.device),
-            "precision": "bf16 autocast" if self.compute.bf16 else "fp32",
+            "compute": "bf16" if self.compute.bf16 else "fp32",
             "model": {
                 "source": self.config.model.path,
                 "parameters": self.model.num_parameters(),
