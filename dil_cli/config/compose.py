@@ -13,7 +13,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, flag_override
 
 from dil_cli.config import schema
-from dil_cli.config.explain import check_flags, check_keys, explained
+from dil_cli.config.arguments import split_argv
+from dil_cli.config.explain import check_keys, explained
 from dil_cli.config.paths import conf_dir
 from dil_cli.errors import DilError
 from dil_cli.losses import registry
@@ -46,15 +47,15 @@ def run_command(command: str, argv: list[str]) -> int:
     Raises:
         DilError: for anything wrong in `argv` or in the files it names.
     """
-    check_flags(command, argv)
+    overrides, options = split_argv(command, argv)
     register_schemas()
-    # An experiment reads the same with and without Hydra's append sign.
-    overrides = [word.removeprefix("+") if word.startswith("+experiment=") else word for word in argv]
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    sys.argv = [f"dil {command}", *overrides]
+    sys.argv = [f"dil {command}", *overrides, *options]
     codes: list[int] = []
+    begun: list[DictConfig] = []
 
     def job(composed: DictConfig) -> None:
+        begun.append(composed)
         # Hydra prints a line of its own before it re-raises what a job raises.
         try:
             config = to_dataclass(composed)
@@ -66,8 +67,14 @@ def run_command(command: str, argv: list[str]) -> int:
             codes.append(error.exit_code)
 
     entry = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(job)
-    with explained(command, overrides):
-        entry()
+    try:
+        with explained(command, overrides):
+            entry()
+    except (ValueError, TypeError, OSError) as error:
+        if begun:
+            raise
+        # Hydra's own: a number where a choice is wanted, a run folder that cannot be made.
+        raise DilError(str(error).splitlines()[0], f"dil {command}", f"dil {command} --help") from error
     return next((code for code in codes if code), 0)
 
 

@@ -169,7 +169,7 @@ class OptimConfig:
     muon_momentum: float | None = None
 
     def __post_init__(self) -> None:
-        require_positive("optim.lr", self.lr, 5e-7)
+        require_positive("optim.lr", self.lr, "${model.lr}")
         require_positive("optim.epochs", self.epochs, 1)
         require_positive("optim.eps", self.eps, 1e-8)
         require(self.batch_size > 0, "optim.batch_size", self.batch_size, "be above 0", 32)
@@ -273,6 +273,7 @@ class TrainConfig:
     tracker: TrackerConfig
 
     def __post_init__(self) -> None:
+        require(bool(self.output), "output", repr(self.output), "name a folder", "outputs")
         require(0 <= self.seed < 2**32, "seed", self.seed, "lie in 0 to 2**32 - 1", 42)
         ok = bool(self.name) and not set(self.name) & set("/\\\0") and self.name not in {".", ".."}
         require(ok, "name", repr(self.name), "be a folder name without a slash", "my-run")

@@ -74,8 +74,8 @@ def load_policy(config: ModelConfig) -> Policy:
     source = resolve_source(config)
     if not Path(source).is_dir() and not hub.reachable():
         hub.work_offline()  # the hub's local cache may have it
-    tokenizer = _load_tokenizer(source, config)
     hf_config = _load_config(source, config)
+    tokenizer = _load_tokenizer(source, config)
     notices = _drop_dropout(hf_config)
     if config.dtype is WeightType.bf16:
         notices += ("weights in bfloat16: changes below 0.4 % of a weight are lost, as most are at a rate of 5e-7",)
@@ -126,11 +126,17 @@ def _load_tokenizer(source: str, config: ModelConfig) -> PreTrainedTokenizerBase
 
 def _load_config(source: str, config: ModelConfig) -> PretrainedConfig:
     from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
     try:
         hf_config: PretrainedConfig = AutoConfig.from_pretrained(source, **_common(config))
     except Exception as error:
         raise _load_error(error, "config.json", source, config) from error
+    if hf_config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(hf_config, "is_decoder", False):
+        raise DilError(
+            f"{hf_config.model_type} is an encoder, dil trains causal language models",
+            where=f"model.path={config.path}", fix="choose a decoder-only model",
+        )  # fmt: skip
     if getattr(hf_config, "is_encoder_decoder", False):
         raise DilError(
             f"{hf_config.model_type} is an encoder-decoder, dil trains causal language models",
@@ -144,8 +150,10 @@ def _load_weights(source: str, config: ModelConfig, hf_config: PretrainedConfig)
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    quiet: Any = logging.disable_progress_bar  # dil shows its own progress
-    quiet()
+    # dil shows its own progress, and says in three lines what transformers reports in twenty.
+    for quiet in (logging.disable_progress_bar, logging.set_verbosity_error):
+        silence: Any = quiet
+        silence()
     dtype = torch.bfloat16 if config.dtype is WeightType.bf16 else torch.float32
     auto: Any = AutoModelForCausalLM  # its types do not know of output_loading_info
     try:
@@ -160,6 +168,12 @@ def _load_weights(source: str, config: ModelConfig, hf_config: PretrainedConfig)
         raise DilError(
             f"the checkpoint lacks {len(missing)} weights, which would start at random ({missing[0]}, ...)",
             where=f"model.path={config.path}", fix="use a complete checkpoint of a causal language model",
+        )  # fmt: skip
+    broken = next((name for name, p in model.named_parameters() if not p.isfinite().all()), None)
+    if broken is not None:
+        raise DilError(
+            f"the weights hold NaN or infinity ({broken})", where=f"model.path={config.path}",
+            fix="use a checkpoint from before they broke",
         )  # fmt: skip
     loaded: PreTrainedModel = model
     return loaded
@@ -206,4 +220,5 @@ def _load_error(error: Exception, what: str, source: str, config: ModelConfig) -
             f"{source} needs code from its repository to run", where=f"model.path={config.path}",
             fix="read that code, then model.trust_remote_code=true",
         )  # fmt: skip
-    return DilError(f"the {what} of {source} cannot be loaded: {first}", f"model.path={config.path}", "check the path")
+    fix = "the files are damaged or incomplete: save or download the model again"
+    return DilError(f"the {what} of {source} cannot be loaded: {first}", f"model.path={config.path}", fix)

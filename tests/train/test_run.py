@@ -162,8 +162,9 @@ def test_interrupted_run_starts_anew_in_its_folder(dil_here, small_run, tmp_path
     (folder / "result.json").unlink()
     with (folder / "metrics.jsonl").open("a") as record:
         record.write('{"step": 99, "loss"')
-    code, _, _ = dil_here("train", *small_run)
+    code, out, _ = dil_here("train", *small_run)
     assert code == 0
+    assert f"an unfinished run is in {folder}: starting over" in out
     assert numbers(folder) == whole
 
 
@@ -246,3 +247,30 @@ def test_ctrl_c_ends_with_130(small_run, tmp_path: Path):
     assert process.returncode == 130
     assert "Traceback" not in err
     assert not (only_folder(tmp_path / "outputs") / "result.json").exists()
+
+
+def test_a_reader_that_goes_away_does_not_end_the_run(small_run, tmp_path: Path):
+    import os
+    import subprocess
+    import sys
+
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dil_cli", "train", *small_run],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ,
+    )
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait(timeout=120) == 0
+    assert (only_folder(tmp_path / "outputs") / "result.json").is_file()
+
+
+def test_a_finished_run_draws_its_picture_again(dil_here, small_run, tmp_path: Path):
+    dil_here("train", *small_run)
+    picture = only_folder(tmp_path / "outputs") / "dynamics.png"
+    first = picture.read_bytes()
+    picture.unlink()
+    dil_here("train", *small_run)
+    assert picture.read_bytes() == first
