@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from importlib import import_module
@@ -16,7 +17,7 @@ from dil_cli.config import schema
 from dil_cli.config.explain import check_flags, check_keys, explained
 from dil_cli.config.paths import conf_dir
 from dil_cli.errors import DilError
-from dil_cli.losses import registry
+from dil_cli.losses import PreferenceLoss, registry
 
 OWN_FOLDER = "."
 """`hydra.run.dir` as the root configs set it: the run names its own folder."""
@@ -29,7 +30,17 @@ def register_schemas() -> None:
     for name in ("model", "data", "optim", "tracker"):
         store.store(group="schema", name=name, node=getattr(schema, f"{name.capitalize()}Config"))
     for name, loss in registry.LOSSES.items():
-        store.store(group="schema/loss", name=name, node=loss)
+        store.store(group="schema/loss", name=name, node=loss_schema(loss))
+
+
+def loss_schema(loss: type[PreferenceLoss]) -> DictConfig:
+    """A loss's fields as a config; a mapping among them takes any key, as `loss.terms.dpo=0.9` needs."""
+    node = OmegaConf.structured(loss)
+    for field in dataclasses.fields(loss):  # type: ignore[arg-type]
+        if isinstance(node._get_node(field.name), DictConfig):
+            OmegaConf.set_struct(node._get_node(field.name), False)
+    assert isinstance(node, DictConfig)
+    return node
 
 
 def run_command(command: str, argv: list[str]) -> int:

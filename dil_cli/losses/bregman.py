@@ -22,6 +22,7 @@ from dil_cli.losses.common import (
     mean_over,
     reference_log_ratios,
     require_exp_cap,
+    sigmoid,
 )
 from dil_cli.losses.registry import register
 from dil_cli.types import LossOutput, PairLogps
@@ -155,7 +156,7 @@ class Brier:
         """Losses (B,)."""
         s_w_B, s_l_B = log_ratios(pair, self.reduction)
         samples = reference_log_ratios(s_w_B, s_l_B, self.reference_samples)
-        return LossOutput((-s_w_B).sigmoid().square() + mean_over([s_B.sigmoid().square() for s_B in samples]))
+        return LossOutput(sigmoid(-s_w_B).square() + mean_over([sigmoid(s_B).square() for s_B in samples]))
 
     def at_reference(self) -> float | None:
         """1/2."""
@@ -203,7 +204,7 @@ class RuLSIF:
 
     def _rho(self, s_B: torch.Tensor) -> torch.Tensor:
         # alpha rho is a sigmoid of s: the same value as the definition's, without an e^{-s} that overflows.
-        return (s_B + math.log(self.alpha / (1 - self.alpha))).sigmoid() / self.alpha
+        return sigmoid(s_B + math.log(self.alpha / (1 - self.alpha))) / self.alpha
 
     def at_reference(self) -> float | None:
         """-1/2."""

@@ -98,7 +98,7 @@ def _term(name: str, setting: Any) -> tuple[float, PreferenceLoss]:
     key = f"loss.terms.{name}"
     if name == Combine.name:
         raise DilError("a sum is no term of a sum", where=key, fix=EXAMPLE)
-    loss = loss_class(name, where=key)
+    loss = loss_class(name, place="loss.terms.{}")
     settings = dict(setting) if isinstance(setting, Mapping) else {"weight": setting}
     weight = settings.pop("weight", None)
     if isinstance(weight, bool) or not isinstance(weight, int | float):
@@ -111,7 +111,12 @@ def _term(name: str, setting: Any) -> tuple[float, PreferenceLoss]:
             hint = f"did you mean {near[0]}?" if near else f"{name} has {', '.join(known)}"
             raise DilError(f"no key '{key}.{field_name}' here; {hint}", f"{key}.{field_name}", f"dil losses {name}")
     hints = get_type_hints(loss)
-    return float(weight), loss(**{k: _typed(f"{key}.{k}", v, hints[k]) for k, v in settings.items()})
+    values = {k: _typed(f"{key}.{k}", v, hints[k]) for k, v in settings.items()}
+    try:
+        return float(weight), loss(**values)
+    except DilError as error:  # it speaks of loss.beta
+        texts = [text.replace("loss.", f"{key}.") for text in (error.what, error.where, error.fix)]
+        raise DilError(*texts) from error
 
 
 def _typed(key: str, value: Any, hint: Any) -> Any:

@@ -11,6 +11,7 @@ from enum import Enum
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 from torch.nn import functional
 
 from dil_cli.errors import DilError, require
@@ -87,6 +88,35 @@ def softplus(x_B: Tensor) -> Tensor:
     return -functional.logsigmoid(-x_B)
 
 
+def sigmoid(x_B: Tensor) -> Tensor:
+    """1 / (1 + e^-x), with its slope sigma(x) sigma(-x) exact also where sigma(x) is close to 1.
+
+    `torch.sigmoid` takes the slope as y (1 - y), which has no digits left there in float32.
+    """
+    return functional.logsigmoid(x_B).exp()
+
+
+class _Expm1(torch.autograd.Function):
+    """e^x - 1 with the slope e^x; torch takes the slope as value + 1, which has few digits where e^x is small."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x_B: Tensor) -> Tensor:
+        ctx.save_for_backward(x_B)
+        return x_B.expm1()
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, slope_B: Tensor) -> Tensor:
+        (x_B,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        exp_B: Tensor = x_B.exp()
+        return slope_B * exp_B
+
+
+def expm1(x_B: Tensor) -> Tensor:
+    """e^x - 1, exact near 0 and in its slope."""
+    value_B: Tensor = _Expm1.apply(x_B)  # type: ignore[no-untyped-call]
+    return value_B
+
+
 def guarded_exp(x_B: Tensor, cap: float | None) -> Tensor:
     """e^x up to `cap`, above it the tangent e^cap (1 + x - cap); e^x everywhere when `cap` is None.
 
@@ -101,9 +131,9 @@ def guarded_exp(x_B: Tensor, cap: float | None) -> Tensor:
 def guarded_expm1(x_B: Tensor, cap: float | None) -> Tensor:
     """`guarded_exp(x) - 1`, exact near x = 0 where that difference would lose its digits."""
     if cap is None:
-        return x_B.expm1()
+        return expm1(x_B)
     below_B = x_B.clamp(max=cap)
-    return below_B.expm1() + below_B.exp() * functional.relu(x_B - cap)
+    return expm1(below_B) + below_B.exp() * functional.relu(x_B - cap)
 
 
 def box_cox(s_B: Tensor, k: float, cap: float | None) -> Tensor:

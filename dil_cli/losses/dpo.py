@@ -262,7 +262,8 @@ class RDPO:
     def __call__(self, pair: PairLogps) -> LossOutput:
         """Losses (B,) in nats."""
         s_w_B, s_l_B = log_ratios(pair, self.reduction)
-        longer_B = pair.chosen_tokens_B - pair.rejected_tokens_B
+        # In the type of s: a whole number times 0.05 would be float32 whatever s is.
+        longer_B = (pair.chosen_tokens_B - pair.rejected_tokens_B).to(s_w_B)
         return LossOutput(softplus(-(self.beta * (s_w_B - s_l_B) + self.sign * self.alpha * longer_B)))
 
     def at_reference(self) -> float | None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dil_cli.errors import require, require_not_negative, require_positive
-from dil_cli.losses.common import Reduction, log_ratios, softplus
+from dil_cli.losses.common import Reduction, log_ratios, sigmoid, softplus
 from dil_cli.losses.registry import register
 from dil_cli.types import LossOutput, PairLogps
 
@@ -150,8 +150,8 @@ class KTO:
         """Losses (B,)."""
         s_w_B, s_l_B = log_ratios(pair, self.reduction)
         z = torch.cat([s_w_B, s_l_B]).detach().mean().clamp(min=0) if self.z is None else self.z
-        desirable_B = self.lam_d * (-self.beta * (s_w_B - z)).sigmoid()
-        undesirable_B = self.lam_u * (-self.beta * (z - s_l_B)).sigmoid()
+        desirable_B = self.lam_d * sigmoid(-self.beta * (s_w_B - z))
+        undesirable_B = self.lam_u * sigmoid(-self.beta * (z - s_l_B))
         return LossOutput(desirable_B + undesirable_B)
 
     def at_reference(self) -> float | None:
@@ -193,7 +193,7 @@ class APOZero:
     def __call__(self, pair: PairLogps) -> LossOutput:
         """Losses (B,)."""
         s_w_B, s_l_B = log_ratios(pair, self.reduction)
-        return LossOutput((self.beta * s_l_B).sigmoid() - (self.beta * s_w_B).sigmoid())
+        return LossOutput(sigmoid(self.beta * s_l_B) - sigmoid(self.beta * s_w_B))
 
     def at_reference(self) -> float | None:
         """0."""
@@ -233,7 +233,7 @@ class APODown:
     def __call__(self, pair: PairLogps) -> LossOutput:
         """Losses (B,)."""
         s_w_B, s_l_B = log_ratios(pair, self.reduction)
-        return LossOutput((self.beta * s_w_B).sigmoid() - (self.beta * (s_w_B - s_l_B)).sigmoid())
+        return LossOutput(sigmoid(self.beta * s_w_B) - sigmoid(self.beta * (s_w_B - s_l_B)))
 
     def at_reference(self) -> float | None:
         """0."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dil_cli.errors import require, require_positive
-from dil_cli.losses.common import Reduction, log_ratios, policy_scores, require_epsilon, softplus
+from dil_cli.losses.common import Reduction, log_ratios, policy_scores, require_epsilon, sigmoid, softplus
 from dil_cli.losses.registry import register
 from dil_cli.types import LossOutput, PairLogps
 
@@ -131,8 +131,8 @@ class EXO:
         """Losses (B,) in nats."""
         s_w_B, s_l_B = log_ratios(pair, self.reduction)
         z_B = self.beta * (s_w_B - s_l_B)
-        won_B = z_B.sigmoid() * (functional.logsigmoid(z_B) - math.log1p(-self.epsilon))
-        lost_B = (-z_B).sigmoid() * (functional.logsigmoid(-z_B) - math.log(self.epsilon))
+        won_B = sigmoid(z_B) * (functional.logsigmoid(z_B) - math.log1p(-self.epsilon))
+        lost_B = sigmoid(-z_B) * (functional.logsigmoid(-z_B) - math.log(self.epsilon))
         return LossOutput(won_B + lost_B)
 
     def at_reference(self) -> float | None:

@@ -33,14 +33,18 @@ def register(loss: type[Loss]) -> type[Loss]:
     return loss
 
 
-def loss_class(name: str, where: str = "loss") -> type[PreferenceLoss]:
-    """The class registered under `name`.
+def loss_class(name: str, place: str = "loss={}") -> type[PreferenceLoss]:
+    """The class registered under `name`; `place` is how a config names a loss where it was looked up.
 
     Raises:
-        DilError: when there is none, with the closest name that exists; `where` says where it was looked up.
+        DilError: when there is none, with the closest name that exists.
     """
     if name in LOSSES:
         return LOSSES[name]
     near = difflib.get_close_matches(name, LOSSES, n=1)
     hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(LOSSES))}"
-    raise DilError(f"no loss is named {name!r}; {hint}", where=where, fix=f"loss={near[0]}" if near else "dil losses")
+    raise DilError(
+        f"no loss is named {name!r}; {hint}",
+        where=place.format(name),
+        fix=place.format(near[0]) if near else "dil losses",
+    )

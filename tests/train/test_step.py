@@ -104,11 +104,12 @@ def test_only_a_coupled_loss_over_several_micro_batches_takes_a_second_pass(mode
 
 
 def test_a_statistic_of_the_batch_is_not_one_of_the_micro_batch(model, pairs):
-    """The test above would see it: over single pairs KTO's z, and with it the gradient, is another one."""
+    """The test above would see it: taken one by one, the pairs have other values and slopes."""
     batch = batch_of(pairs, model)
-    together = accumulate_gradient(model, LOSSES["kto"](), batch, compute(1))
-    alone = [accumulate_gradient(model, LOSSES["kto"](), batch.part([i]), compute(1)) for i in range(len(pairs))]
-    assert not close(torch.cat([one.loss_B for one in alone]), together.loss_B, 1e-3)
+    for name in ("aot", "bco", "kliep", "kto"):
+        together = accumulate_gradient(model, LOSSES[name](), batch, compute(1))
+        alone = [accumulate_gradient(model, LOSSES[name](), batch.part([i]), compute(1)) for i in range(len(pairs))]
+        assert not close(torch.cat([one.slope_rejected_B for one in alone]), together.slope_rejected_B, 1e-3)
 
 
 def test_weights_are_the_slopes_of_the_log_ratios(model, pairs):
