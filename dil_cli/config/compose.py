@@ -13,11 +13,11 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, flag_override
 
-from dil_cli.config import schema
-from dil_cli.config.explain import check_flags, check_keys, explained
+from dil_cli.config import custom, schema
+from dil_cli.config.explain import check_flags, check_keys, check_preset, explained
 from dil_cli.config.paths import conf_dir
 from dil_cli.errors import DilError
-from dil_cli.losses import PreferenceLoss, registry
+from dil_cli.losses import PreferenceLoss, check_loss, registry
 
 OWN_FOLDER = "."
 """`hydra.run.dir` as the root configs set it: the run names its own folder."""
@@ -58,6 +58,8 @@ def run_command(command: str, argv: list[str]) -> int:
         DilError: for anything wrong in `argv` or in the files it names.
     """
     check_flags(command, argv)
+    check_preset(command, argv)
+    custom.load(argv)
     register_schemas()
     # An experiment reads the same with and without Hydra's append sign.
     overrides = [word.removeprefix("+") if word.startswith("+experiment=") else word for word in argv]
@@ -88,6 +90,7 @@ def compose(command: str, overrides: list[str]) -> schema.TrainConfig:
     Raises:
         DilError: as `run_command`.
     """
+    custom.load(overrides)
     register_schemas()
     with (
         explained(command, overrides),
@@ -103,9 +106,22 @@ def compose(command: str, overrides: list[str]) -> schema.TrainConfig:
 def to_dataclass(composed: DictConfig) -> schema.TrainConfig:
     """Resolve and build; every `__post_init__` check runs here."""
     with explained():
+        if OmegaConf.get_type(composed, "loss") not in registry.LOSSES.values():
+            raise DilError(
+                "the loss has no schema, so nothing says what it is",
+                where="loss/*.yaml of --config-dir",
+                fix="defaults: [/schema/loss/NAME@_here_] at the top of its YAML",
+            )
         check_keys(composed)
         config = OmegaConf.to_object(composed)
     assert isinstance(config, schema.TrainConfig)
+    if config.allow_custom and not custom.LOADED:
+        raise DilError(
+            "allow_custom counts on the command line only, a YAML cannot allow its own code",
+            where="allow_custom: true",
+            fix="leave it out of the YAML and add allow_custom=true to the command",
+        )
+    check_loss(config.loss)
     return config
 
 

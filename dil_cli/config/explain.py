@@ -20,6 +20,8 @@ from omegaconf.errors import (
 )
 from yaml import YAMLError
 
+from dil_cli.config import custom
+from dil_cli.config.paths import conf_dir, config_dirs
 from dil_cli.config.schema import TrainConfig
 from dil_cli.errors import DilError
 from dil_cli.losses import registry
@@ -46,6 +48,23 @@ def check_flags(command: str, argv: Sequence[str]) -> None:
             raise DilError(f"no option {flag}{hint}", f"dil {command} {word}", f"dil {command} --help")
     if argv and argv[-1] in {"--config-dir", "-cd"}:
         raise DilError(f"{argv[-1]} needs a folder", f"dil {command} {argv[-1]}", f"{argv[-1]} ./myconf")
+
+
+def check_preset(command: str, argv: Sequence[str]) -> None:
+    """Refuse a preset that is not there: the root config takes it as optional, and Hydra would say nothing.
+
+    Raises:
+        DilError: naming the nearest preset.
+    """
+    known = sorted(path.stem for folder in [conf_dir(), *config_dirs(argv)] for path in folder.glob("preset/*.yaml"))
+    for word in argv:
+        key, _, value = word.partition("=")
+        for choice in value.split(",") if key == "preset" else []:
+            if choice not in known:
+                close = get_close_matches(choice, known, n=1)
+                hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(known)}"
+                fix = f"preset={close[0] if close else 'none'}"
+                raise DilError(f"no '{choice}' in preset; {hint}", f"dil {command} {word}", fix)
 
 
 @contextmanager
@@ -135,14 +154,18 @@ def check_keys(composed: DictConfig, prefix: str = "") -> None:
     for key in map(str, composed):
         if key not in fields:
             raise unknown_key(prefix + key, "train", str(composed._get_node(key)), owner=kind)
-        if OmegaConf.is_dict(composed._get_node(key)):
-            check_keys(composed[key], f"{prefix}{key}.")
+        node = composed._get_node(key)
+        if isinstance(node, DictConfig) and dataclasses.is_dataclass(OmegaConf.get_type(node)):
+            check_keys(node, f"{prefix}{key}.")
 
 
 def _missing_choice(error: MissingConfigException, command: str, argv: Sequence[str]) -> DilError:
     match = re.search(r"Could not (?:find|load) '([^']+)'", str(error))
     group, _, choice = (match.group(1) if match else "").rpartition("/")
     if group.startswith("schema"):
+        refused = custom.refusal(choice, argv)
+        if refused is not None:
+            return refused
         close = get_close_matches(choice, registry.LOSSES, n=1)
         hint = f"; did you mean /{group}/{close[0]}?" if close else ""
         return DilError(f"no schema /{group}/{choice}{hint}", _yaml_of(error), "name one that exists in its defaults")

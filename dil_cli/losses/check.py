@@ -48,11 +48,10 @@ def place_of(thing: Any) -> str:
         return f"{thing.__module__}.{thing.__qualname__}"
 
 
-def raised_at(error: BaseException, thing: Any) -> str:
-    """Where in the file of `thing` an error came from: the innermost line that is in that file."""
-    file = getattr(sys.modules.get(thing.__module__), "__file__", None)
+def raised_in(error: BaseException, file: str | None) -> str | None:
+    """Where in `file` an error came from: its innermost line that is in that file, None if there is none."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
-    return f"{_short(str(file))}, line {lines[-1]}" if file and lines else place_of(thing)
+    return f"{_short(file)}, line {lines[-1]}" if file and lines else None
 
 
 def check_class(loss: Any) -> None:
@@ -100,10 +99,11 @@ class _Trial:
         except DilError:
             raise
         except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else "no message"
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            file = getattr(sys.modules.get(type(self.loss).__module__), "__file__", None)
             raise DilError(
-                f"the loss {self.loss.name} fails on three ordinary pairs: {type(error).__name__}: {reason}",
-                raised_at(error, type(self.loss)),
+                f"the loss {self.loss.name} fails on three ordinary pairs: {reason}",
+                raised_in(error, file) or place_of(type(self.loss)),
                 "mend this line (DIL_TRACEBACK=1 shows how it was reached)",
             ) from error
 

@@ -60,6 +60,8 @@ def run(config: TrainConfig, chosen: Path | None) -> int:
             prepared = prepare(config, pairs, console)
             for line in [*pairs.counts.describe(), *prepared.notices()]:
                 console.note(line)
+            if config.preset:
+                console.note(f"preset: {config.preset}")
             if config.data.notice:
                 console.note(f"notice: {config.data.notice}")
             Run(config, pairs, prepared, folder, identity, console).complete()
