@@ -134,7 +134,7 @@ def write_card(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, mani
         parameters=model.num_parameters(), layers=geometry.num_hidden_layers, hidden=geometry.hidden_size,
         heads=geometry.num_attention_heads, vocabulary=geometry.vocab_size, context=geometry.max_position_embeddings,
         epochs=optim["epochs"], batch=optim["batch_size"], lr=optim["lr"], muon_lr=optim["muon_lr"],
-        seed=manifest["config"]["seed"], precision=manifest["precision"], table="\n".join(rows),
+        seed=manifest["config"]["seed"], precision=manifest["compute"], table="\n".join(rows),
     )  # fmt: skip
     (BUNDLED / "README.md").write_text(card)
 

@@ -16,6 +16,7 @@ outputs/<name>-<hash8>/
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +91,19 @@ class RunFolder:
                 where=f"hydra.run.dir={self.path}", fix="choose another folder, or remove this one",
             )  # fmt: skip
         return self.result.is_file()
+
+    def check_writable(self) -> None:
+        """The folder must be there or be one that can be made.
+
+        Raises:
+            DilError: when a file stands in its way or the disk does not let it.
+        """
+        there = next(path for path in (self.path, *self.path.parents) if path.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            reason = "cannot be written" if there.is_dir() else "is a file"
+            raise DilError(
+                f"no run folder can be made: {there} {reason}", f"output={self.path.parent}", "output=outputs"
+            )
 
     def begin(self, config_yaml: str, manifest: dict[str, Any]) -> None:
         """Make the folder, or clear what an unfinished run left in it."""

@@ -12,12 +12,15 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, flag_override
+from omegaconf.errors import OmegaConfBaseException
 
 from dil_cli.config import custom, schema
-from dil_cli.config.explain import check_flags, check_keys, check_preset, explained
+from dil_cli.config.arguments import split_argv
+from dil_cli.config.explain import check_keys, explained
 from dil_cli.config.paths import conf_dir
 from dil_cli.errors import DilError
 from dil_cli.losses import PreferenceLoss, check_loss, registry
+from dil_cli.losses.check import place_of
 
 OWN_FOLDER = "."
 """`hydra.run.dir` as the root configs set it: the run names its own folder."""
@@ -29,13 +32,26 @@ def register_schemas() -> None:
     store.store(group="schema", name="train", node=schema.TrainConfig)
     for name in ("model", "data", "optim", "tracker"):
         store.store(group="schema", name=name, node=getattr(schema, f"{name.capitalize()}Config"))
+    store.repo["schema"].pop("loss", None)  # an earlier command of this process may have brought its own
     for name, loss in registry.LOSSES.items():
         store.store(group="schema/loss", name=name, node=loss_schema(loss))
 
 
 def loss_schema(loss: type[PreferenceLoss]) -> DictConfig:
-    """A loss's fields as a config; a mapping among them takes any key, as `loss.terms.dpo=0.9` needs."""
-    node = OmegaConf.structured(loss)
+    """A loss's fields as a config; a mapping among them takes any key, as `loss.terms.dpo=0.9` needs.
+
+    Raises:
+        DilError: when a field has a type that no config can hold.
+    """
+    try:
+        node = OmegaConf.structured(loss)
+    except OmegaConfBaseException as error:
+        reason = f"{getattr(error, 'full_key', '')}: {str(error).splitlines()[0]}"
+        raise DilError(
+            f"a config cannot hold a field of class {loss.__name__} ({reason})",
+            where=place_of(loss),
+            fix="float, int, bool, str, an Enum, or one of them | None",
+        ) from error
     for field in dataclasses.fields(loss):  # type: ignore[arg-type]
         if isinstance(node._get_node(field.name), DictConfig):
             OmegaConf.set_struct(node._get_node(field.name), False)
@@ -57,17 +73,16 @@ def run_command(command: str, argv: list[str]) -> int:
     Raises:
         DilError: for anything wrong in `argv` or in the files it names.
     """
-    check_flags(command, argv)
-    check_preset(command, argv)
+    overrides, options = split_argv(command, argv)
     custom.load(argv)
     register_schemas()
-    # An experiment reads the same with and without Hydra's append sign.
-    overrides = [word.removeprefix("+") if word.startswith("+experiment=") else word for word in argv]
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    sys.argv = [f"dil {command}", *overrides]
+    sys.argv = [f"dil {command}", *overrides, *options]
     codes: list[int] = []
+    begun: list[DictConfig] = []
 
     def job(composed: DictConfig) -> None:
+        begun.append(composed)
         # Hydra prints a line of its own before it re-raises what a job raises.
         try:
             config = to_dataclass(composed)
@@ -79,8 +94,14 @@ def run_command(command: str, argv: list[str]) -> int:
             codes.append(error.exit_code)
 
     entry = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(job)
-    with explained(command, overrides):
-        entry()
+    try:
+        with explained(command, [*overrides, *options]):
+            entry()
+    except (ValueError, TypeError, OSError) as error:
+        if begun:
+            raise
+        # Hydra's own: a number where a choice is wanted, a run folder that cannot be made.
+        raise DilError(str(error).splitlines()[0], f"dil {command}", f"dil {command} --help") from error
     return next((code for code in codes if code), 0)
 
 

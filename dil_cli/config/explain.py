@@ -21,50 +21,9 @@ from omegaconf.errors import (
 from yaml import YAMLError
 
 from dil_cli.config import custom
-from dil_cli.config.paths import conf_dir, config_dirs
 from dil_cli.config.schema import TrainConfig
 from dil_cli.errors import DilError
 from dil_cli.losses import registry
-
-FLAGS = (
-    "--cfg", "-c", "--resolve", "--package", "-p", "--run", "-r", "--multirun", "-m", "--shell-completion", "-sc",
-    "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--experimental-rerun", "--info", "-i",
-    "--hydra-help", "--version",
-)  # fmt: skip
-"""Hydra's options. Its parser answers an unknown one with its whole usage; `check_flags` is shorter."""
-
-
-def check_flags(command: str, argv: Sequence[str]) -> None:
-    """Refuse an option that neither dil nor Hydra has, or one without its value.
-
-    Raises:
-        DilError: naming the nearest option.
-    """
-    for word in argv:
-        flag = word.partition("=")[0]
-        if flag.startswith("-") and flag not in FLAGS:
-            close = get_close_matches(flag, FLAGS, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise DilError(f"no option {flag}{hint}", f"dil {command} {word}", f"dil {command} --help")
-    if argv and argv[-1] in {"--config-dir", "-cd"}:
-        raise DilError(f"{argv[-1]} needs a folder", f"dil {command} {argv[-1]}", f"{argv[-1]} ./myconf")
-
-
-def check_preset(command: str, argv: Sequence[str]) -> None:
-    """Refuse a preset that is not there: the root config takes it as optional, and Hydra would say nothing.
-
-    Raises:
-        DilError: naming the nearest preset.
-    """
-    known = sorted(path.stem for folder in [conf_dir(), *config_dirs(argv)] for path in folder.glob("preset/*.yaml"))
-    for word in argv:
-        key, _, value = word.partition("=")
-        for choice in value.split(",") if key == "preset" else []:
-            if choice not in known:
-                close = get_close_matches(choice, known, n=1)
-                hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(known)}"
-                fix = f"preset={close[0] if close else 'none'}"
-                raise DilError(f"no '{choice}' in preset; {hint}", f"dil {command} {word}", fix)
 
 
 @contextmanager
@@ -134,10 +93,11 @@ def unknown_key(key: str, command: str, value: str = "", owner: type | None = No
     if close:
         hint, fix = f"did you mean {close[0]}?", f"{close[0]}={value or '...'}"
     elif siblings:
-        hint, fix = (
-            f"{group or 'the config'} has {', '.join(f.name for f in fields)}",
-            f"dil {command} --cfg job",
-        )
+        hint, fix = f"{group or 'the config'} has {', '.join(siblings)}", f"dil {command} --cfg job"
+        owners = [name for name, loss in registry.LOSSES.items() if leaf in getattr(loss, "__dataclass_fields__", {})]
+        if group == "loss" and owners:
+            named = ", ".join(owners[:3]) + (f" and {len(owners) - 3} others" if len(owners) > 3 else "")
+            hint, fix = f"{hint}; {leaf} belongs to {named}", f"loss={owners[0]} {key}={value or '...'}"
     else:
         hint, fix = f"dil {command} --cfg job lists all keys", f"dil {command} --help"
     return DilError(f"no key '{key}' here; {hint}", where=f"dil {command} {key}={value}", fix=fix)
@@ -195,6 +155,12 @@ def _bad_override(error: HydraException, command: str) -> DilError:
             f"dil {command} +{twice.group(1)}=...",
             f"{twice.group(1)}=...",
         )
+    if "Ambiguous value" in text:
+        several = re.search(r"argument '([^']+)'", text)
+        word = several.group(1) if several else "group=a,b"
+        return DilError(
+            "several values make several runs, which -m asks for", f"dil {command} {word}", f"dil {command} -m {word}"
+        )
     first = text.strip().splitlines()[0].rstrip(".") if text.strip() else type(error).__name__
     return DilError(first, where=f"dil {command}", fix=f"dil {command} --help")
 
@@ -207,7 +173,7 @@ def _yaml_of(error: HydraException) -> str:
 
 def _bad_value(error: OmegaConfBaseException, command: str, argv: Sequence[str], file: str = "") -> DilError:
     key = str(getattr(error, "full_key", "") or "")
-    word = next((w for w in argv if w.lstrip("+~").partition("=")[0] == key), "")
+    word = next((w for w in reversed(argv) if w.lstrip("+~").partition("=")[0] == key), "")
     value = word.partition("=")[2]
     where = f"dil {command} {word}" if word else f"{file} {key}".strip()
     first = str(error).splitlines()[0]
@@ -235,6 +201,8 @@ def _plain_reason(reason: str) -> str:
         return f"'{choice.group(1)}' is not one of {choice.group(2)}"
     if "is not Optional" in reason:
         return "it cannot be null"
+    if "is not a ListConfig" in reason:
+        return "it is a list, as in [a,b]"
     if "is not a subclass of" in reason:
         return "it is a group of values, not one value"
     return reason[0].lower() + reason[1:]

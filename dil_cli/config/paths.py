@@ -17,8 +17,8 @@ def conf_dir() -> Path:
 def config_dirs(argv: Sequence[str]) -> list[Path]:
     """The folders given as `--config-dir DIR`, `--config-dir=DIR` or `-cd DIR`."""
     dirs = []
-    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+    for i, word in enumerate(argv):
         flag, equals, value = word.partition("=")
         if flag in {"--config-dir", "-cd"}:
-            dirs.append(Path(value if equals else following))
+            dirs.append(Path(value if equals else "".join(argv[i + 1 : i + 2])))
     return dirs

@@ -162,6 +162,8 @@ def _read(config: DataConfig, split: str) -> tuple[list[PreferencePair], SplitCo
             pairs.append(to_pair(row, schema))
         except Skip as reason:
             skipped[str(reason)] += 1
+    if not rows:
+        raise DilError("there is not one row", where=f"data.path={config.path}", fix="check the file: it is empty")
     counted = SplitCounts(split=split, rows=rows, usable=len(pairs), skipped=dict(sorted(skipped.items())))
     if not pairs:
         raise DilError(
@@ -197,7 +199,7 @@ def _check_both_sides(train: Sequence[PreferencePair], heldout: Sequence[Prefere
     raise DilError(
         f"holding out {config.heldout_fraction:g} of {prompts} prompts leaves no {side} pair",
         where="data.heldout_fraction",
-        fix="data with more prompts, or a smaller fraction",
+        fix="data with more prompts, or another fraction",
     )
 
 

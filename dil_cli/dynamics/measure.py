@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Compute:
-    """How a forward pass is carried out: device, autocast to bfloat16 or not, tokens in a micro-batch."""
+    """How a forward pass is carried out: device, in bfloat16 or not, tokens in a micro-batch, what pads a row."""
 
     device: torch.device
     bf16: bool

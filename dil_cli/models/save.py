@@ -18,7 +18,7 @@ def save_checkpoint(
     template: str | None,
     manifest: dict[str, Any],
 ) -> None:
-    """Write weights (float32 safetensors), tokenizer with the chat template in use, and the run's manifest."""
+    """Write weights (in the type they are held in), tokenizer with the chat template in use, and the manifest."""
     with replacing(folder) as temporary:
         model.save_pretrained(temporary)
         own = tokenizer.chat_template

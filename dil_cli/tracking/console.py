@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from dil_cli.dynamics.alarms import Alarm
 from dil_cli.tracking.sink import Row, RunInfo, Sink
-from dil_cli.tracking.summary import Journey, alarm_line, clock, since_start, step_numbers
+from dil_cli.tracking.summary import Journey, alarm_line, clock, step_numbers
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -97,8 +99,7 @@ class PlainConsole:
         """Print a line."""
         journey = self._require()
         journey.probed(row)
-        label = "" if row["step"] == 0 else "since step 0: "
-        self.note(f"probe {row['step']}/{journey.run.total_steps}  {label}{since_start(row)}")
+        self.note(journey.measured(row))
 
     def alarm(self, alarm: Alarm) -> None:
         """Print a line."""
@@ -106,8 +107,11 @@ class PlainConsole:
         self.note(alarm_line(alarm))
 
     def note(self, text: str) -> None:
-        """Print a line."""
-        print(text, file=self._stream, flush=True)
+        """Print a line; a reader that went away (`dil train | head`) does not end the run."""
+        try:
+            print(text, file=self._stream, flush=True)
+        except BrokenPipeError:
+            self._stream = Path(os.devnull).open("w")  # noqa: SIM115 (as long as the run)
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Print the table, the alarms and the folder."""
@@ -186,9 +190,11 @@ class LiveConsole:
             self._progress.update(self._task, completed=int(row["step"]))
 
     def probe(self, row: Row) -> None:
-        """Show the change since step 0."""
-        self._require().probed(row)
-        self._changes = since_start(row) if row["step"] == 0 else f"since step 0: {since_start(row)}"
+        """Print a line above the bar, and keep the change in view under it."""
+        journey = self._require()
+        journey.probed(row)
+        self._changes = journey.measured(row)
+        self._print(self._changes)
 
     def alarm(self, alarm: Alarm) -> None:
         """Print a line above the bar."""

@@ -27,6 +27,11 @@ class Journey:
         self.first = self.first or row
         self.last = row
 
+    def measured(self, row: Row) -> str:
+        """A measurement in one line."""
+        label = "" if row["step"] == 0 else "since step 0: "
+        return f"probe {row['step']}/{self.run.total_steps}  {label}{since_start(row)}"
+
     def header(self) -> list[str]:
         """The run in a few lines."""
         run = self.run
@@ -53,12 +58,13 @@ class Journey:
         for label, start, end in (
             ("chosen, nats per token", _get(self.first, "logps/chosen"), _get(self.last, "logps/chosen")),
             ("rejected", _get(self.first, "logps/rejected"), _get(self.last, "logps/rejected")),
-            ("margin (chosen - rejected)", _likelihood_margin(self.first), _likelihood_margin(self.last)),
-            ("accuracy", _get(self.first, "accuracy"), _get(self.last, "accuracy")),
+            ("chosen - rejected", _likelihood_margin(self.first), _likelihood_margin(self.last)),
         ):
             if start is not None and end is not None:
                 table.add_row(label, f"{start:.3f}", f"{end:.3f}", f"{end - start:+.3f}")
-        cost = _get(self.last, "chosen_cost")
+        accuracy, cost = _get(self.last, "accuracy"), _get(self.last, "chosen_cost")
+        if accuracy is not None:
+            table.add_row("pairs whose margin grew", "", f"{accuracy:.0%}", "")
         if _get(self.last, "logps/rejected") is not None:
             table.add_row("chosen_cost", "", "-" if cost is None else f"{cost:.2f}", "")
         return table

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dil_cli import hub
-from dil_cli.config.schema import DataSource, Device, Precision, TrainConfig
+from dil_cli.config.schema import DataSource, Device, Precision, TrainConfig, WeightType
 from dil_cli.data.load import PairSplits
 from dil_cli.data.tokenise import TokenisedSplit, tokenise_pairs
 from dil_cli.dynamics.measure import Compute
@@ -57,7 +57,7 @@ def prepare(config: TrainConfig, pairs: PairSplits, console: ConsoleSink) -> Pre
     pad = policy.tokenizer.pad_token_id
     compute = Compute(
         device=device,
-        bf16=use_bf16(config.precision, device),
+        bf16=config.model.dtype is WeightType.bf16 or use_bf16(config.precision, device),
         token_budget=config.optim.token_budget,
         pad_id=policy.tokenizer.eos_token_id if pad is None else pad,
     )

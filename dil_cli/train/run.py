@@ -56,12 +56,19 @@ def run(config: TrainConfig, chosen: Path | None) -> int:
         folder = RunFolder(chosen or Path(config.output).resolve() / f"{config.name}-{identity}")
         if folder.finished(identity):
             console.note(f"finished already: {folder.path}")
+            if not folder.picture.is_file():
+                draw(folder, config)
         else:
+            folder.check_writable()
+            if folder.manifest.is_file():
+                console.note(f"an unfinished run is in {folder.path}: starting over")
             prepared = prepare(config, pairs, console)
             for line in [*pairs.counts.describe(), *prepared.notices()]:
                 console.note(line)
             if config.preset:
                 console.note(f"preset: {config.preset}")
+            if config.optim.batch_size > len(prepared.train.pairs):
+                console.note(f"optim.batch_size is {config.optim.batch_size}: every step takes all pairs")
             if config.data.notice:
                 console.note(f"notice: {config.data.notice}")
             Run(config, pairs, prepared, folder, identity, console).complete()
@@ -70,6 +77,12 @@ def run(config: TrainConfig, chosen: Path | None) -> int:
     finally:
         console.close()
     return 0
+
+
+def draw(folder: RunFolder, config: TrainConfig) -> None:
+    """The picture of the folder's record."""
+    curves = dynamics_curves(read_metrics(folder.metrics))
+    plot_dynamics(curves, folder.picture, title=f"{config.name} ({config.loss.reduction.value})")
 
 
 class Run:
@@ -125,7 +138,7 @@ class Run:
             self.model, self.config.loss, self.pairs[first], column.map(lambda x_B: x_B[first]), self.compute
         )
         expected = self.config.loss.at_reference()
-        known = "" if expected is None else f", as it must be ({expected:.6f})"
+        known = "" if expected is None else f" (exact: {expected:.6f})"
         self.console.note(f"policy = reference: {self.config.loss.name} is {value:.6f}{known}")
         return Batch(self.pairs, column.policy_chosen_B, column.policy_rejected_B), value
 
@@ -173,8 +186,7 @@ class Run:
 
     def _finish(self, seconds: float) -> None:
         checkpoint = self._save()
-        curves = dynamics_curves(read_metrics(self.folder.metrics))
-        plot_dynamics(curves, self.folder.picture, title=f"{self.config.name} ({self.config.loss.reduction.value})")
+        draw(self.folder, self.config)
         result = {
             "name": self.config.name,
             "hash": self.identity,
@@ -221,7 +233,7 @@ class Run:
             "config": describe(self.config),
             "environment": environment(),
             "device": str(self.compute.device),
-            "precision": "bf16 autocast" if self.compute.bf16 else "fp32",
+            "compute": "bf16" if self.compute.bf16 else "fp32",
             "model": {
                 "source": self.config.model.path,
                 "parameters": self.model.num_parameters(),

@@ -17,6 +17,27 @@ CASES = {
     "typo in a choice": (
         ["train", "loss=ukk"], "no 'ukk' in loss; did you mean ukl?", "dil train loss=ukk", "loss=ukl",
     ),
+    "typo in a preset": (
+        ["train", "preset=simpo_mistral"], "no 'simpo_mistral' in preset; did you mean simpo_mistral7b?",
+        "dil train preset=simpo_mistral", "preset=simpo_mistral7b",
+    ),
+    "a sum of nothing": (
+        ["train", "loss=combine"], "loss=combine adds losses, and loss.terms names none", "loss.terms",
+        "loss.terms.dpo=0.9 loss.terms.sft=0.1",
+    ),
+    "typo in a sum": (
+        ["train", "loss=combine", "loss.terms.dpo=0.9", "loss.terms.stf=0.1"],
+        "no loss is named 'stf'; did you mean sft?", "loss.terms.stf", "loss.terms.sft",
+    ),
+    "typo in a term": (
+        ["train", "loss=combine", "loss.terms.dpo.weight=0.9", "loss.terms.dpo.betta=1"],
+        "no key 'loss.terms.dpo.betta' here; did you mean beta?", "loss.terms.dpo.betta", "dil losses dpo",
+    ),
+    "code allowed and not there": (
+        ["train", "allow_custom=true"], "allow_custom=true allows nothing, there is no Python file to run",
+        "DIR/loss/*.py of --config-dir DIR",
+        "--config-dir ./myconf, which holds loss/mine.py; or leave allow_custom out",
+    ),
     "typo in a group": (["train", "lss=ukl"], "no key 'lss' here; did you mean loss?", "dil train lss=ukl", "loss=ukl"),
     "typo in a key": (
         ["train", "optim.lrr=1"], "no key 'optim.lrr' here; did you mean optim.lr?", "dil train optim.lrr=1",
@@ -26,8 +47,10 @@ CASES = {
         ["train", "loss.lr=1"], "no key 'loss.lr' here; did you mean optim.lr?", "dil train loss.lr=1", "optim.lr=1",
     ),
     "key of another loss": (
-        ["train", "loss.beta=1"], "no key 'loss.beta' here; loss has reduction, exp_cap",
-        "dil train loss.beta=1", "dil train --cfg job",
+        ["train", "loss.beta=1"],
+        "no key 'loss.beta' here; loss has reduction, exp_cap, reference_samples; "
+        "beta belongs to dpo, cdpo, robust_dpo and 15 others",
+        "dil train loss.beta=1", "loss=dpo loss.beta=1",
     ),
     "key forced in": (
         ["train", "+optim.lrr=1"], "no key 'optim.lrr' here; did you mean optim.lr?", "dil train optim.lrr=1",
@@ -42,13 +65,50 @@ CASES = {
         "dil train loss.reduction=max", "dil train --cfg job shows its default",
     ),
     "out of range": (
-        ["train", "optim.lr=-1"], "optim.lr is -1.0, it must be a finite number above 0", "optim.lr", "optim.lr=5e-07",
+        ["train", "optim.lr=-1"], "optim.lr is -1.0, it must be a finite number above 0", "optim.lr",
+        "optim.lr=${model.lr}",
     ),
     "does not apply": (
         ["train", "loss=simpo", "loss.reduction=sum"], "loss.reduction is sum, simpo is defined for mean only",
         "loss.reduction", "loss.reduction=mean",
     ),
     "missing value": (["train", "data=local"], "data.path must be set", "data.path", "data.path=..."),
+    "a list of choices": (
+        ["train", "loss=[dpo,ukl]"], "loss takes one choice", "dil train loss=[dpo,ukl]",
+        "loss=lsif, or with -m loss=a,b for several runs",
+    ),
+    "no choice": (
+        ["train", "optim=null"], "optim takes one choice", "dil train optim=null",
+        "optim=adamw, or with -m optim=a,b for several runs",
+    ),
+    "several choices without -m": (
+        ["train", "loss=dpo,ukl"], "several values make several runs, which -m asks for", "dil train loss=dpo,ukl",
+        "dil train -m loss=dpo,ukl",
+    ),
+    "a key taken out": (
+        ["train", "~optim.lr"], "nothing can be taken out of a config, only changed", "dil train ~optim.lr",
+        "optim.lr=...",
+    ),
+    "no value for an option": (
+        ["train", "--cfg", "banana"], "--cfg takes job, hydra, all", "dil train --cfg banana", "--cfg job",
+    ),
+    "a key without a name": (
+        ["train", "=5"], "'=5' is not of the form key=value", "dil train =5",
+        "key=value; quote what the shell or Hydra would split: 'data.path=\"my file.jsonl\"'",
+    ),
+    "the last of two values": (
+        ["train", "optim.batch_size=8", "optim.batch_size=1.5"],
+        "optim.batch_size is wrong: '1.5' is not a whole number", "dil train optim.batch_size=1.5",
+        "dil train --cfg job shows its default",
+    ),
+    "output that is a file": (
+        ["train", "output=/dev/null/x"], "no run folder can be made: /dev/null is a file", "output=/dev/null/x",
+        "output=outputs",
+    ),
+    "run folder that is a file": (
+        ["train", "hydra.run.dir=/dev/null/x"], "[Errno 20] Not a directory: '/dev/null/x'", "dil train",
+        "dil train --help",
+    ),
     "not an override": (
         ["train", "ukl"], "'ukl' is not of the form key=value", "dil train ukl",
         "key=value; quote what the shell or Hydra would split: 'data.path=\"my file.jsonl\"'",
@@ -159,3 +219,39 @@ def test_traceback_on_request(dil, tmp_path: Path):
     done = dil("train", "loss=ukk", DIL_TRACEBACK="1")
     assert done.returncode == 1
     assert "Traceback" in done.stderr
+
+
+def test_options_may_stand_anywhere(dil_here, tmp_path: Path):
+    mine = tmp_path / "conf" / "loss"
+    mine.mkdir(parents=True)
+    (mine / "gentle.yaml").write_text("defaults:\n  - /schema/loss/dpo@_here_\nbeta: 0.02\n")
+    code, out, _ = dil_here("train", "seed=3", "--config-dir", "conf", "loss=gentle", "--cfg=job", "optim.lr=1")
+    assert code == 0
+    assert "beta: 0.02" in out
+    assert "seed: 3" in out
+
+
+@pytest.mark.parametrize("damage", ["config.json", "model.safetensors", "nan", "encoder"])
+def test_damaged_models_end_in_three_lines(damage, dil, tmp_path: Path, model_folder: Path):
+    """In a process of its own: what transformers itself prints must not come on top."""
+    folder = tmp_path / "m"
+    shutil.copytree(model_folder, folder)
+    if damage == "nan":
+        from safetensors.torch import load_file, save_file
+
+        weights = load_file(folder / "model.safetensors")
+        weights["model.norm.weight"][0] = float("nan")
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        expected = "the weights hold NaN or infinity (model.norm.weight)"
+    elif damage == "encoder":
+        config = {"model_type": "bert", "hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1}
+        (folder / "config.json").write_text(json.dumps(config))
+        expected = "bert is an encoder, dil trains causal language models"
+    else:
+        (folder / damage).write_bytes(b"{broken")
+        what = "config.json" if damage == "config.json" else "weights"
+        expected = f"the {what} of {folder} cannot be loaded"
+    done = dil("train", "model=local", f"model.path={folder}", "data.max_length=128", "data.max_prompt_length=64")
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 3, done.stderr
+    assert done.stderr.startswith(f"error: {expected}")

@@ -69,7 +69,7 @@ def test_one_prompt_cannot_be_split(jsonl, config):
     assert str(caught.value).splitlines() == [
         "error: holding out 0.1 of 1 prompts leaves no training pair",
         "where: data.heldout_fraction",
-        "fix:   data with more prompts, or a smaller fraction",
+        "fix:   data with more prompts, or another fraction",
     ]
 
 
@@ -157,7 +157,7 @@ def test_no_usable_pair_says_why(jsonl, config):
 
 
 def test_empty_file_is_no_data(jsonl, config):
-    with pytest.raises(DilError, match="the data set has no usable pair: train: 0 rows, 0 usable"):
+    with pytest.raises(DilError, match="there is not one row"):
         load_pairs(config(jsonl([])), 1, needs_rejected=True)
 
 

@@ -28,7 +28,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         cwd=folder, env=os.environ, capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "policy = reference: lsif is -0.500000, as it must be (-0.500000)" in done.stdout
+    assert "policy = reference: lsif is -0.500000 (exact: -0.500000)" in done.stdout
     assert "chosen (140 tokens, scored): Toby's book" in done.stdout
     assert "\x1b" not in done.stdout, "control characters without a terminal"
     assert done.stderr == ""

@@ -120,6 +120,34 @@ def test_two_runs_are_identical_and_micro_batches_do_not_matter(dil_here, small_
             assert other[key] == pytest.approx(value, rel=1e-3, abs=2e-5), (row["step"], key)
 
 
+@pytest.mark.parametrize("choice", ["model.dtype=bf16", "precision=bf16", "model.gradient_checkpointing=true"])
+def test_memory_savers_train_too(choice, dil_here, small_run, tmp_path: Path):
+    code, out, err = dil_here("train", *small_run, choice)
+    assert code == 0, err
+    folder = only_folder(tmp_path / "outputs")
+    result = json.loads((folder / "result.json").read_text())
+    assert result["end"]["probe/loss"] < result["start"]["probe/loss"]
+    held = AutoModelForCausalLM.from_pretrained(folder / result["checkpoint"], dtype="auto").dtype
+    assert held == (torch.bfloat16 if choice == "model.dtype=bf16" else torch.float32)
+    assert ("weights in bfloat16" in out) == (choice == "model.dtype=bf16")
+
+
+def test_checkpointing_gives_the_same_run(dil_here, small_run, tmp_path: Path):
+    for name, choice in (("plain", "false"), ("saved", "true")):
+        dil_here("train", *small_run, f"model.gradient_checkpointing={choice}", f"hydra.run.dir={name}")
+    plain, saved = numbers(tmp_path / "plain"), numbers(tmp_path / "saved")
+    assert len(plain) == len(saved) == 13
+    for row, other in zip(plain, saved, strict=True):
+        assert other == pytest.approx(row, rel=1e-4, abs=1e-6)
+
+
+def test_several_runs_from_one_command(dil_here, small_run, tmp_path: Path):
+    code, _, err = dil_here("train", "-m", *small_run, "loss=ukl,dpo", "seed=0,1")
+    assert code == 0, err
+    assert len(list((tmp_path / "outputs").glob("*/result.json"))) == 4
+    assert {path.name for path in tmp_path.iterdir()} == {"outputs", "pairs.jsonl"}
+
+
 def test_label_noise_flips_the_training_pairs_only(dil_here, small_run, tmp_path: Path):
     dil_here("train", *small_run, "data.label_noise=0.25")
     manifest = json.loads((only_folder(tmp_path / "outputs") / "manifest.json").read_text())
@@ -134,8 +162,9 @@ def test_interrupted_run_starts_anew_in_its_folder(dil_here, small_run, tmp_path
     (folder / "result.json").unlink()
     with (folder / "metrics.jsonl").open("a") as record:
         record.write('{"step": 99, "loss"')
-    code, _, _ = dil_here("train", *small_run)
+    code, out, _ = dil_here("train", *small_run)
     assert code == 0
+    assert f"an unfinished run is in {folder}: starting over" in out
     assert numbers(folder) == whole
 
 
@@ -218,3 +247,30 @@ def test_ctrl_c_ends_with_130(small_run, tmp_path: Path):
     assert process.returncode == 130
     assert "Traceback" not in err
     assert not (only_folder(tmp_path / "outputs") / "result.json").exists()
+
+
+def test_a_reader_that_goes_away_does_not_end_the_run(small_run, tmp_path: Path):
+    import os
+    import subprocess
+    import sys
+
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dil_cli", "train", *small_run],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ,
+    )
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait(timeout=120) == 0
+    assert (only_folder(tmp_path / "outputs") / "result.json").is_file()
+
+
+def test_a_finished_run_draws_its_picture_again(dil_here, small_run, tmp_path: Path):
+    dil_here("train", *small_run)
+    picture = only_folder(tmp_path / "outputs") / "dynamics.png"
+    first = picture.read_bytes()
+    picture.unlink()
+    dil_here("train", *small_run)
+    assert picture.read_bytes() == first
