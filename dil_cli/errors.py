@@ -49,3 +49,8 @@ def require(holds: bool, key: str, value: object, must: str, example: object) ->
 def require_positive(key: str, value: float, example: object) -> None:
     """`value` must be a finite number above zero."""
     require(math.isfinite(value) and value > 0, key, value, "be a finite number above 0", example)
+
+
+def require_not_negative(key: str, value: float, example: object) -> None:
+    """`value` must be a finite number, zero or above."""
+    require(math.isfinite(value) and value >= 0, key, value, "be a finite number, 0 or more", example)

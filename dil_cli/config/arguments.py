@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from difflib import get_close_matches
+from pathlib import Path
 
 from dil_cli.config.help import default_choices
-from dil_cli.config.paths import conf_dir
+from dil_cli.config.paths import conf_dir, config_dirs
 from dil_cli.errors import DilError
 
 SWITCHES = ("--resolve", "--run", "-r", "--multirun", "-m", "--shell-completion", "-sc", "--hydra-help", "--version")
@@ -48,7 +49,9 @@ def split_argv(command: str, argv: Sequence[str]) -> tuple[list[str], list[str]]
             close = get_close_matches(flag, [*SWITCHES, *TAKE_A_VALUE], n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
             raise DilError(f"no option {flag}{hint}", f"dil {command} {word}", f"dil {command} --help")
+    folders = [conf_dir(), *config_dirs(argv)]
     for word in overrides:
+        _check_preset(command, word, folders)
         _check_override(command, word)
     return overrides, options
 
@@ -59,6 +62,18 @@ def _check_value(command: str, flag: str, given: list[str]) -> None:
         raise DilError(f"{flag} needs a value", f"dil {command} {flag}", f"{flag} {known[0] if known else './myconf'}")
     if known and given and given[0] not in known:
         raise DilError(f"{flag} takes {', '.join(known)}", f"dil {command} {flag} {given[0]}", f"{flag} {known[0]}")
+
+
+def _check_preset(command: str, word: str, folders: Sequence[Path]) -> None:
+    """The root config takes a preset as optional, so Hydra would pass over one that is not there."""
+    key, _, value = word.partition("=")
+    known = sorted({path.stem for folder in folders for path in folder.glob("preset/*.yaml")})
+    for choice in value.split(",") if key == "preset" else []:
+        if choice not in known:
+            close = get_close_matches(choice, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(known)}"
+            fix = f"preset={close[0] if close else 'none'}"
+            raise DilError(f"no '{choice}' in preset; {hint}", f"dil {command} {word}", fix)
 
 
 def _check_override(command: str, word: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from importlib import import_module
@@ -11,13 +12,15 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, flag_override
+from omegaconf.errors import OmegaConfBaseException
 
-from dil_cli.config import schema
+from dil_cli.config import custom, schema
 from dil_cli.config.arguments import split_argv
 from dil_cli.config.explain import check_keys, explained
 from dil_cli.config.paths import conf_dir
 from dil_cli.errors import DilError
-from dil_cli.losses import registry
+from dil_cli.losses import PreferenceLoss, check_loss, registry
+from dil_cli.losses.check import place_of
 
 OWN_FOLDER = "."
 """`hydra.run.dir` as the root configs set it: the run names its own folder."""
@@ -29,8 +32,31 @@ def register_schemas() -> None:
     store.store(group="schema", name="train", node=schema.TrainConfig)
     for name in ("model", "data", "optim", "tracker"):
         store.store(group="schema", name=name, node=getattr(schema, f"{name.capitalize()}Config"))
+    store.repo["schema"].pop("loss", None)  # an earlier command of this process may have brought its own
     for name, loss in registry.LOSSES.items():
-        store.store(group="schema/loss", name=name, node=loss)
+        store.store(group="schema/loss", name=name, node=loss_schema(loss))
+
+
+def loss_schema(loss: type[PreferenceLoss]) -> DictConfig:
+    """A loss's fields as a config; a mapping among them takes any key, as `loss.terms.dpo=0.9` needs.
+
+    Raises:
+        DilError: when a field has a type that no config can hold.
+    """
+    try:
+        node = OmegaConf.structured(loss)
+    except OmegaConfBaseException as error:
+        reason = f"{getattr(error, 'full_key', '')}: {str(error).splitlines()[0]}"
+        raise DilError(
+            f"a config cannot hold a field of class {loss.__name__} ({reason})",
+            where=place_of(loss),
+            fix="float, int, bool, str, an Enum, or one of them | None",
+        ) from error
+    for field in dataclasses.fields(loss):  # type: ignore[arg-type]
+        if isinstance(node._get_node(field.name), DictConfig):
+            OmegaConf.set_struct(node._get_node(field.name), False)
+    assert isinstance(node, DictConfig)
+    return node
 
 
 def run_command(command: str, argv: list[str]) -> int:
@@ -48,6 +74,7 @@ def run_command(command: str, argv: list[str]) -> int:
         DilError: for anything wrong in `argv` or in the files it names.
     """
     overrides, options = split_argv(command, argv)
+    custom.load(argv)
     register_schemas()
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv = [f"dil {command}", *overrides, *options]
@@ -68,7 +95,7 @@ def run_command(command: str, argv: list[str]) -> int:
 
     entry = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(job)
     try:
-        with explained(command, overrides):
+        with explained(command, [*overrides, *options]):
             entry()
     except (ValueError, TypeError, OSError) as error:
         if begun:
@@ -84,6 +111,7 @@ def compose(command: str, overrides: list[str]) -> schema.TrainConfig:
     Raises:
         DilError: as `run_command`.
     """
+    custom.load(overrides)
     register_schemas()
     with (
         explained(command, overrides),
@@ -99,9 +127,22 @@ def compose(command: str, overrides: list[str]) -> schema.TrainConfig:
 def to_dataclass(composed: DictConfig) -> schema.TrainConfig:
     """Resolve and build; every `__post_init__` check runs here."""
     with explained():
+        if OmegaConf.get_type(composed, "loss") not in registry.LOSSES.values():
+            raise DilError(
+                "the loss has no schema, so nothing says what it is",
+                where="loss/*.yaml of --config-dir",
+                fix="defaults: [/schema/loss/NAME@_here_] at the top of its YAML",
+            )
         check_keys(composed)
         config = OmegaConf.to_object(composed)
     assert isinstance(config, schema.TrainConfig)
+    if config.allow_custom and not custom.LOADED:
+        raise DilError(
+            "allow_custom counts on the command line only, a YAML cannot allow its own code",
+            where="allow_custom: true",
+            fix="leave it out of the YAML and add allow_custom=true to the command",
+        )
+    check_loss(config.loss)
     return config
 
 

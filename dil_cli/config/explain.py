@@ -20,6 +20,7 @@ from omegaconf.errors import (
 )
 from yaml import YAMLError
 
+from dil_cli.config import custom
 from dil_cli.config.schema import TrainConfig
 from dil_cli.errors import DilError
 from dil_cli.losses import registry
@@ -95,7 +96,8 @@ def unknown_key(key: str, command: str, value: str = "", owner: type | None = No
         hint, fix = f"{group or 'the config'} has {', '.join(siblings)}", f"dil {command} --cfg job"
         owners = [name for name, loss in registry.LOSSES.items() if leaf in getattr(loss, "__dataclass_fields__", {})]
         if group == "loss" and owners:
-            hint, fix = f"{hint}; {leaf} belongs to {', '.join(owners)}", f"loss={owners[0]} {key}={value or '...'}"
+            named = ", ".join(owners[:3]) + (f" and {len(owners) - 3} others" if len(owners) > 3 else "")
+            hint, fix = f"{hint}; {leaf} belongs to {named}", f"loss={owners[0]} {key}={value or '...'}"
     else:
         hint, fix = f"dil {command} --cfg job lists all keys", f"dil {command} --help"
     return DilError(f"no key '{key}' here; {hint}", where=f"dil {command} {key}={value}", fix=fix)
@@ -112,14 +114,18 @@ def check_keys(composed: DictConfig, prefix: str = "") -> None:
     for key in map(str, composed):
         if key not in fields:
             raise unknown_key(prefix + key, "train", str(composed._get_node(key)), owner=kind)
-        if OmegaConf.is_dict(composed._get_node(key)):
-            check_keys(composed[key], f"{prefix}{key}.")
+        node = composed._get_node(key)
+        if isinstance(node, DictConfig) and dataclasses.is_dataclass(OmegaConf.get_type(node)):
+            check_keys(node, f"{prefix}{key}.")
 
 
 def _missing_choice(error: MissingConfigException, command: str, argv: Sequence[str]) -> DilError:
     match = re.search(r"Could not (?:find|load) '([^']+)'", str(error))
     group, _, choice = (match.group(1) if match else "").rpartition("/")
     if group.startswith("schema"):
+        refused = custom.refusal(choice, argv)
+        if refused is not None:
+            return refused
         close = get_close_matches(choice, registry.LOSSES, n=1)
         hint = f"; did you mean /{group}/{close[0]}?" if close else ""
         return DilError(f"no schema /{group}/{choice}{hint}", _yaml_of(error), "name one that exists in its defaults")

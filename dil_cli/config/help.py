@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dil_cli.config.paths import conf_dir
+from dil_cli.config.paths import conf_dir, config_dirs
 
 HEADER = """dil {command}: {summary}
 
@@ -20,7 +20,7 @@ values (dil {command} --cfg job prints all of them, with any choice you add):
 
 options:
   --cfg job            print the composed config and stop (--resolve fills the ${{references}})
-  --config-dir DIR     add your own groups: DIR/loss/mine.yaml gives loss=mine
+  --config-dir DIR     add your own groups: DIR/loss/mine.yaml gives loss=mine (docs/custom_loss.md)
   -m, --multirun       one run for each combination: loss=lsif,ukl seed=0,1,2
   --info defaults      where each group's choice comes from
   --hydra-help         Hydra's own options
@@ -38,6 +38,7 @@ VALUES = {
         "probe.pairs, probe.times": "held-out pairs measured, and how often",
         "checkpoint.every": "steps between checkpoints (0: only at the end)",
         "precision, device": "auto|fp32|bf16, auto|cpu|cuda|mps",
+        "allow_custom=true": "run the Python files beside your own YAML in --config-dir",
         "hydra.run.dir": "a run folder of your own choice",
     }
 }
@@ -65,7 +66,7 @@ def default_choices(root: Path) -> dict[str, str]:
 
 def command_help(command: str, summary: str, argv: list[str]) -> str:
     """The help text of a command; groups of `--config-dir` in `argv` are listed too."""
-    folders = [conf_dir(), *_config_dirs(argv)]
+    folders = [conf_dir(), *config_dirs(argv)]
     defaults = default_choices(conf_dir() / f"{command}.yaml")
     lines = [HEADER.format(command=command, summary=summary)]
     for group, default in defaults.items():
@@ -82,14 +83,3 @@ def command_help(command: str, summary: str, argv: list[str]) -> str:
     width = max(map(len, values))
     shown = "\n".join(f"  {key.ljust(width)}  {text}" for key, text in values.items())
     return "\n".join(lines) + "\n" + FOOTER.format(command=command, values=shown)
-
-
-def _config_dirs(argv: list[str]) -> list[Path]:
-    """The folders given as `--config-dir DIR`, `--config-dir=DIR` or `-cd DIR`."""
-    dirs = []
-    for i, word in enumerate(argv):
-        flag, equals, value = word.partition("=")
-        if flag in {"--config-dir", "-cd"}:
-            following = argv[i + 1] if i + 1 < len(argv) else ""
-            dirs.append(Path(value if equals else following))
-    return dirs

@@ -10,9 +10,12 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from dil_cli.config import custom
 from dil_cli.config.schema import TrainConfig
 
-NOT_IDENTITY = ("output", "tracker", "device", "optim.token_budget", "model.token_budget")
+NOT_IDENTITY = (
+    "output", "tracker", "device", "preset", "allow_custom", "optim.token_budget", "model.token_budget",
+)  # fmt: skip
 """Keys that change where and how a run is computed and shown, not what it computes."""
 
 
@@ -30,9 +33,11 @@ def plain(config: Any) -> Any:
 
 
 def describe(config: TrainConfig) -> dict[str, Any]:
-    """The whole config in plain form; the loss, whose dataclass is its kind, with its name."""
+    """The whole config in plain form; the loss, whose dataclass is its kind, with its name; the user's own code."""
     described: dict[str, Any] = plain(config)
     described["loss"] = {"name": config.loss.name, **described["loss"]}
+    if custom.LOADED:
+        described["custom_sha256"] = dict(custom.LOADED)
     return described
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -11,3 +12,13 @@ def conf_dir() -> Path:
     """The folder of config groups: packaged in a wheel, else the repository's `conf/`."""
     packaged = PACKAGE / "conf"
     return packaged if packaged.is_dir() else PACKAGE.parent / "conf"
+
+
+def config_dirs(argv: Sequence[str]) -> list[Path]:
+    """The folders given as `--config-dir DIR`, `--config-dir=DIR` or `-cd DIR`."""
+    dirs = []
+    for i, word in enumerate(argv):
+        flag, equals, value = word.partition("=")
+        if flag in {"--config-dir", "-cd"}:
+            dirs.append(Path(value if equals else "".join(argv[i + 1 : i + 2])))
+    return dirs

@@ -256,7 +256,9 @@ class TrackerConfig:
 class TrainConfig:
     """Everything `dil train` needs, and the run's identity (`config/identity.py`).
 
-    `loss` is one of the dataclasses in `dil_cli.losses`.
+    `loss` is one of the dataclasses in `dil_cli.losses`, or a user's own. `preset` says where the published values
+    for this loss on this model come from, where conf/preset has them. `allow_custom` lets Python files beside the
+    user's YAML run (`config/custom.py`); it counts on the command line only.
     """
 
     name: str
@@ -264,6 +266,8 @@ class TrainConfig:
     output: str = "outputs"
     device: Device = Device.auto
     precision: Precision = Precision.auto
+    preset: str | None = None
+    allow_custom: bool = False
     model: ModelConfig
     data: DataConfig
     loss: Any

@@ -6,10 +6,12 @@ per token under `mean`. Subscript w is the chosen response, l the rejected one.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 from torch.nn import functional
 
 from dil_cli.errors import DilError, require
@@ -24,6 +26,13 @@ class Reduction(str, Enum):
 
     mean = "mean"
     sum = "sum"
+
+
+class ReferenceSamples(str, Enum):
+    """Which responses stand in for samples of pi_ref in a density-ratio loss."""
+
+    rejected = "rejected"
+    both = "both"
 
 
 def at_least_float32(x_B: Tensor) -> Tensor:
@@ -79,6 +88,35 @@ def softplus(x_B: Tensor) -> Tensor:
     return -functional.logsigmoid(-x_B)
 
 
+def sigmoid(x_B: Tensor) -> Tensor:
+    """1 / (1 + e^-x), with its slope sigma(x) sigma(-x) exact also where sigma(x) is close to 1.
+
+    `torch.sigmoid` takes the slope as y (1 - y), which has no digits left there in float32.
+    """
+    return functional.logsigmoid(x_B).exp()
+
+
+class _Expm1(torch.autograd.Function):
+    """e^x - 1 with the slope e^x; torch takes the slope as value + 1, which has few digits where e^x is small."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x_B: Tensor) -> Tensor:
+        ctx.save_for_backward(x_B)
+        return x_B.expm1()
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, slope_B: Tensor) -> Tensor:
+        (x_B,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        exp_B: Tensor = x_B.exp()
+        return slope_B * exp_B
+
+
+def expm1(x_B: Tensor) -> Tensor:
+    """e^x - 1, exact near 0 and in its slope."""
+    value_B: Tensor = _Expm1.apply(x_B)  # type: ignore[no-untyped-call]
+    return value_B
+
+
 def guarded_exp(x_B: Tensor, cap: float | None) -> Tensor:
     """e^x up to `cap`, above it the tangent e^cap (1 + x - cap); e^x everywhere when `cap` is None.
 
@@ -88,6 +126,29 @@ def guarded_exp(x_B: Tensor, cap: float | None) -> Tensor:
         return x_B.exp()
     # A product, not torch.where: no branch here overflows, so none can put inf * 0 = NaN into the gradient.
     return x_B.clamp(max=cap).exp() * (1 + functional.relu(x_B - cap))
+
+
+def guarded_expm1(x_B: Tensor, cap: float | None) -> Tensor:
+    """`guarded_exp(x) - 1`, exact near x = 0 where that difference would lose its digits."""
+    if cap is None:
+        return expm1(x_B)
+    below_B = x_B.clamp(max=cap)
+    return expm1(below_B) + below_B.exp() * functional.relu(x_B - cap)
+
+
+def box_cox(s_B: Tensor, k: float, cap: float | None) -> Tensor:
+    """(r^k - 1) / k of r = e^s, which is s at k = 0; slope e^{k s}, the exponent k s is guarded."""
+    return guarded_expm1(k * s_B, cap) / k if k else s_B
+
+
+def reference_log_ratios(s_w_B: Tensor, s_l_B: Tensor, samples: ReferenceSamples) -> list[Tensor]:
+    """The log-ratios (B,) of the responses that stand in for samples of pi_ref: s_l, or s_w and s_l."""
+    return [s_l_B] if samples == ReferenceSamples.rejected else [s_w_B, s_l_B]
+
+
+def mean_over(terms_B: Sequence[Tensor]) -> Tensor:
+    """The mean (B,) of some tensors (B,)."""
+    return torch.stack(list(terms_B)).mean(dim=0)
 
 
 def beyond_cap(cap: float | None, *exponents_B: Tensor) -> Tensor | None:
@@ -106,6 +167,11 @@ def require_exp_cap(cap: float | None) -> None:
         cap is None or 0 < cap <= HIGHEST_EXP_CAP, "loss.exp_cap", cap,
         f"be above 0 and at most {HIGHEST_EXP_CAP:g}, or null", 30,
     )  # fmt: skip
+
+
+def require_epsilon(epsilon: float) -> None:
+    """`loss.epsilon`, the share of labels taken to be flipped, must lie in 0 to 1/2, without 1/2."""
+    require(0 <= epsilon < 0.5, "loss.epsilon", epsilon, "be 0 or more and below 0.5", 0.1)
 
 
 def require_reduction(name: str, reduction: Reduction, only: Reduction) -> None:

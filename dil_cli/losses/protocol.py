@@ -12,19 +12,36 @@ class PreferenceLoss(Protocol):
     """A dataclass whose fields are the hyper-parameters and whose call gives one loss per pair.
 
     A loss inherits nothing. It is a `@dataclass(kw_only=True)` with these members under `@register`
-    (`dil_cli/losses/registry.py`), and OmegaConf can hold it as a structured config.
-
-    Attributes:
-        name: the word after `loss=`.
-        needs_reference: whether the reference fields of `PairLogps` must be filled.
-        needs_rejected: whether each pair must have a rejected response; False trains on demonstrations too.
-        reduction: how token log-probs become one number; shown wherever a result is shown.
+    (`dil_cli/losses/registry.py`), and OmegaConf can hold it as a structured config. The three booleans are class
+    variables, properties where they depend on the fields (`combine`); `reduction` is a field or a property.
     """
 
     name: ClassVar[str]
-    needs_reference: ClassVar[bool]
-    needs_rejected: ClassVar[bool]
-    reduction: Reduction
+    """The word after `loss=`."""
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the reference fields of `PairLogps` must be filled."""
+        ...
+
+    @property
+    def needs_rejected(self) -> bool:
+        """Whether each pair must have a rejected response; False trains on demonstrations too."""
+        ...
+
+    @property
+    def couples_batch(self) -> bool:
+        """Whether a pair's loss depends on the other pairs of its batch.
+
+        Such a loss is always called on the whole optimiser batch. A statistic that the method holds fixed is
+        detached in the loss.
+        """
+        ...
+
+    @property
+    def reduction(self) -> Reduction:
+        """How token log-probs become one number; shown wherever a result is shown."""
+        ...
 
     def __call__(self, pair: PairLogps) -> LossOutput:
         """The losses (B,) of B pairs in nats; the training objective is their mean.

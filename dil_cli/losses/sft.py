@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on the chosen responses."""
+"""SFT, imitation of the chosen responses alone."""
 
 from __future__ import annotations
 
@@ -20,12 +20,17 @@ class SFT:
 
     Gradient: dL/dp_w = -1. A token of a short response weighs more under `mean`, the same under `sum`.
 
+    Ranges: none.
+
+    Neighbours: ukl adds a push on the rejected response; as a term of combine it holds the chosen one.
+
     Source: maximum likelihood; log-loss behaviour cloning in the words of arXiv 2503.05079.
     """
 
     name: ClassVar[str] = "sft"
     needs_reference: ClassVar[bool] = False
     needs_rejected: ClassVar[bool] = False
+    couples_batch: ClassVar[bool] = False
 
     reduction: Reduction = Reduction.mean
 

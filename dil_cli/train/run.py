@@ -65,6 +65,8 @@ def run(config: TrainConfig, chosen: Path | None) -> int:
             prepared = prepare(config, pairs, console)
             for line in [*pairs.counts.describe(), *prepared.notices()]:
                 console.note(line)
+            if config.preset:
+                console.note(f"preset: {config.preset}")
             if config.optim.batch_size > len(prepared.train.pairs):
                 console.note(f"optim.batch_size is {config.optim.batch_size}: every step takes all pairs")
             if config.data.notice:

@@ -1,7 +1,8 @@
 """One optimiser step's gradient: the mean loss over its pairs, whatever the micro-batches.
 
 The loss is differentiated with respect to the log-probs first, then the log-probs with respect to the
-weights: so dL/ds is known per pair, and a bad pair is found before it reaches a weight.
+weights: so dL/ds is known per pair, and a bad pair is found before it reaches a weight. A loss with a statistic of
+the batch is differentiated once, on the log-probs of the whole batch, and each micro-batch is then computed again.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from dil_cli.data.batches import micro_batches
-from dil_cli.dynamics.measure import Compute, forward_pairs
+from dil_cli.dynamics.measure import Compute, forward_pairs, score_pairs
 from dil_cli.errors import RunFailed
 from dil_cli.losses import PreferenceLoss
 from dil_cli.train.optimiser import clip_gradient
@@ -58,15 +59,34 @@ class Batch:
 class Gradient:
     """What a step measured: per-pair values in the order of the batch, all detached on the CPU.
 
-    `weight_*_B` is |dL/ds|, the push of a pair's own loss on its log-ratio under the loss's reduction.
+    `slope_*_B` is d(sum of the losses) / d(summed log-prob) of each response.
     """
 
     logps: PairLogps
     loss_B: Tensor
-    weight_chosen_B: Tensor
-    weight_rejected_B: Tensor
+    slope_chosen_B: Tensor
+    slope_rejected_B: Tensor
     guarded_B: Tensor
     tokens: int
+    per_token: bool
+
+    @property
+    def weight_chosen_B(self) -> Tensor:
+        """|dL/ds_w|, the push on the log-ratio of the chosen response under the loss's reduction."""
+        return self._weight(self.slope_chosen_B, self.logps.chosen_tokens_B)
+
+    @property
+    def weight_rejected_B(self) -> Tensor:
+        """|dL/ds_l|, the push on the log-ratio of the rejected response under the loss's reduction."""
+        return self._weight(self.slope_rejected_B, self.logps.rejected_tokens_B)
+
+    def slopes(self, index: Sequence[int] | slice = slice(None)) -> list[Tensor]:
+        """The slopes of the pairs at `index`, of all without it: chosen, rejected."""
+        return [self.slope_chosen_B[index], self.slope_rejected_B[index]]
+
+    def _weight(self, slope_B: Tensor, tokens_B: Tensor) -> Tensor:
+        # s under the mean is the summed log-ratio over its tokens: dL/ds = dL/dlogp times the tokens.
+        return (slope_B * tokens_B if self.per_token else slope_B).abs()
 
 
 def accumulate_gradient(model: PreTrainedModel, loss: PreferenceLoss, batch: Batch, compute: Compute) -> Gradient:
@@ -78,16 +98,53 @@ def accumulate_gradient(model: PreTrainedModel, loss: PreferenceLoss, batch: Bat
     if not loss.needs_rejected:
         batch = replace(batch, pairs=[replace(pair, rejected=NOTHING) for pair in batch.pairs])
     groups = micro_batches(batch.pairs, compute.token_budget)
-    parts = [_micro_batch(model, loss, batch.part(group), len(batch.pairs), compute) for group in groups]
-    order = torch.tensor([i for group in groups for i in group]).argsort()
-    return Gradient(
-        logps=_gather([part.logps for part in parts], order),
-        loss_B=torch.cat([part.loss_B for part in parts])[order],
-        weight_chosen_B=torch.cat([part.weight_chosen_B for part in parts])[order],
-        weight_rejected_B=torch.cat([part.weight_rejected_B for part in parts])[order],
-        guarded_B=torch.cat([part.guarded_B for part in parts])[order],
-        tokens=sum(part.tokens for part in parts),
+    whole = None
+    if loss.couples_batch and len(groups) > 1:
+        whole = differentiate(loss, batch, score_pairs(model, batch.pairs, compute))
+    parts = []
+    for group in groups:
+        part = batch.part(group)
+        graph = forward_pairs(model, part.pairs, compute)
+        if whole is None:
+            parts.append(differentiate(loss, part, graph))
+        slopes = parts[-1].slopes() if whole is None else whole.slopes(group)
+        torch.autograd.backward(
+            [graph.policy_chosen_B, graph.policy_rejected_B],
+            [slope_B.to(compute.device) / len(batch.pairs) for slope_B in slopes],
+        )
+    return _gather(parts, groups) if whole is None else whole
+
+
+def differentiate(loss: PreferenceLoss, batch: Batch, policy: PairLogps) -> Gradient:
+    """The losses of the pairs of `batch`, whose policy log-probs are `policy`, and their slopes.
+
+    Raises:
+        RunFailed: when a loss or its derivative is not finite, naming the rows of the pairs.
+    """
+    device = policy.policy_chosen_B.device
+    chosen_B = policy.policy_chosen_B.detach().requires_grad_()
+    rejected_B = policy.policy_rejected_B.detach().requires_grad_()
+    logps = replace(
+        policy,
+        policy_chosen_B=chosen_B,
+        policy_rejected_B=rejected_B,
+        reference_chosen_B=_on(batch.reference_chosen_B, device),
+        reference_rejected_B=_on(batch.reference_rejected_B, device),
     )
+    out = loss(logps)
+    slopes = torch.autograd.grad(out.loss_B.sum(), [chosen_B, rejected_B], materialize_grads=True)
+    logps = logps.map(lambda x_B: x_B.detach().cpu())
+    gradient = Gradient(
+        logps=logps,
+        loss_B=out.loss_B.detach().cpu(),
+        slope_chosen_B=slopes[0].cpu(),
+        slope_rejected_B=slopes[1].cpu(),
+        guarded_B=torch.zeros(len(batch.pairs), dtype=torch.bool) if out.guarded_B is None else out.guarded_B.cpu(),
+        tokens=sum(len(p.prompt) * (1 + (len(p.rejected) > 0)) + len(p.chosen) + len(p.rejected) for p in batch.pairs),
+        per_token=loss.reduction.value == "mean",
+    )
+    _refuse_non_finite(batch.pairs, gradient)
+    return gradient
 
 
 def apply_gradient(
@@ -127,51 +184,25 @@ def apply_gradient(
     )
 
 
-def _micro_batch(
-    model: PreTrainedModel, loss: PreferenceLoss, batch: Batch, batch_size: int, compute: Compute
-) -> Gradient:
-    graph = forward_pairs(model, batch.pairs, compute)
-    chosen_B = graph.policy_chosen_B.detach().requires_grad_()
-    rejected_B = graph.policy_rejected_B.detach().requires_grad_()
-    logps = replace(
-        graph,
-        policy_chosen_B=chosen_B,
-        policy_rejected_B=rejected_B,
-        reference_chosen_B=_on(batch.reference_chosen_B, compute.device),
-        reference_rejected_B=_on(batch.reference_rejected_B, compute.device),
-    )
-    out = loss(logps)
-    slope_chosen_B, slope_rejected_B = torch.autograd.grad(
-        out.loss_B.sum(), [chosen_B, rejected_B], materialize_grads=True
-    )
-    _refuse_non_finite(batch.pairs, out.loss_B, slope_chosen_B, slope_rejected_B)
-    torch.autograd.backward(
-        [graph.policy_chosen_B, graph.policy_rejected_B],
-        [slope_chosen_B / batch_size, slope_rejected_B / batch_size],
-    )
-    per_token = loss.reduction.value == "mean"
-    # s under the mean is the summed log-ratio over its tokens: dL/ds = dL/dlogp times the tokens.
-    scale_chosen_B = logps.chosen_tokens_B if per_token else torch.ones_like(chosen_B)
-    scale_rejected_B = logps.rejected_tokens_B if per_token else torch.ones_like(rejected_B)
-    guarded_B = torch.zeros_like(chosen_B, dtype=torch.bool) if out.guarded_B is None else out.guarded_B
-    return Gradient(
-        logps=logps.map(lambda x_B: x_B.detach().cpu()),
-        loss_B=out.loss_B.detach().cpu(),
-        weight_chosen_B=(slope_chosen_B * scale_chosen_B).abs().cpu(),
-        weight_rejected_B=(slope_rejected_B * scale_rejected_B).abs().cpu(),
-        guarded_B=guarded_B.cpu(),
-        tokens=sum(len(p.prompt) * (1 + (len(p.rejected) > 0)) + len(p.chosen) + len(p.rejected) for p in batch.pairs),
+def _refuse_non_finite(pairs: Sequence[TokenisedPair], gradient: Gradient) -> None:
+    """Name the pairs whose own log-probs are not finite or, where all are, whose loss or slope is not."""
+    results = [gradient.loss_B, gradient.slope_chosen_B, gradient.slope_rejected_B]
+    if torch.stack(results).isfinite().all():
+        return
+    inputs = [x_B for name, x_B in vars(gradient.logps).items() if x_B is not None and not name.endswith("tokens_B")]
+    bad_B = _non_finite(inputs)
+    # In a batch that is coupled, one bad log-prob makes the loss of every pair bad.
+    if not bad_B.any():
+        bad_B = _non_finite(results)
+    rows = [pair.row for pair, bad in zip(pairs, bad_B.tolist(), strict=True) if bad]
+    raise RunFailed(
+        f"the loss or its slope is not finite on {_named(rows)}",
+        fix="look at these rows; lower optim.lr; keep loss.exp_cap set",
     )
 
 
-def _refuse_non_finite(pairs: Sequence[TokenisedPair], *values_B: Tensor) -> None:
-    bad_B = ~torch.stack([x_B.detach().isfinite() for x_B in values_B]).all(dim=0)
-    if bad_B.any():
-        rows = [pair.row for pair, bad in zip(pairs, bad_B.tolist(), strict=True) if bad]
-        raise RunFailed(
-            f"the loss or its slope is not finite on {_named(rows)}",
-            fix="look at these rows; lower optim.lr; keep loss.exp_cap set",
-        )
+def _non_finite(values_B: Sequence[Tensor]) -> Tensor:
+    return ~torch.stack(list(values_B)).isfinite().all(dim=0)
 
 
 def _named(rows: Sequence[int]) -> str:
@@ -179,10 +210,23 @@ def _named(rows: Sequence[int]) -> str:
     return f"{len(rows)} pairs (rows {shown})" if rows else "no single pair"
 
 
-def _gather(parts: Sequence[PairLogps], order: Tensor) -> PairLogps:
-    first = parts[0]
-    names = [name for name in vars(first) if getattr(first, name) is not None]
-    return PairLogps(**{name: torch.cat([getattr(part, name) for part in parts])[order] for name in names})
+def _gather(parts: Sequence[Gradient], groups: Sequence[Sequence[int]]) -> Gradient:
+    """The micro-batches' measurements as one, in the order of the batch."""
+    order = torch.tensor([i for group in groups for i in group]).argsort()
+
+    def joined(values: Sequence[Tensor]) -> Tensor:
+        return torch.cat(list(values))[order]
+
+    present = [name for name, x_B in vars(parts[0].logps).items() if x_B is not None]
+    return Gradient(
+        logps=PairLogps(**{name: joined([getattr(part.logps, name) for part in parts]) for name in present}),
+        loss_B=joined([part.loss_B for part in parts]),
+        slope_chosen_B=joined([part.slope_chosen_B for part in parts]),
+        slope_rejected_B=joined([part.slope_rejected_B for part in parts]),
+        guarded_B=joined([part.guarded_B for part in parts]),
+        tokens=sum(part.tokens for part in parts),
+        per_token=parts[0].per_token,
+    )
 
 
 def _on(x_B: Tensor | None, device: torch.device) -> Tensor | None:

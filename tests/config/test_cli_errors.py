@@ -17,6 +17,27 @@ CASES = {
     "typo in a choice": (
         ["train", "loss=ukk"], "no 'ukk' in loss; did you mean ukl?", "dil train loss=ukk", "loss=ukl",
     ),
+    "typo in a preset": (
+        ["train", "preset=simpo_mistral"], "no 'simpo_mistral' in preset; did you mean simpo_mistral7b?",
+        "dil train preset=simpo_mistral", "preset=simpo_mistral7b",
+    ),
+    "a sum of nothing": (
+        ["train", "loss=combine"], "loss=combine adds losses, and loss.terms names none", "loss.terms",
+        "loss.terms.dpo=0.9 loss.terms.sft=0.1",
+    ),
+    "typo in a sum": (
+        ["train", "loss=combine", "loss.terms.dpo=0.9", "loss.terms.stf=0.1"],
+        "no loss is named 'stf'; did you mean sft?", "loss.terms.stf", "loss.terms.sft",
+    ),
+    "typo in a term": (
+        ["train", "loss=combine", "loss.terms.dpo.weight=0.9", "loss.terms.dpo.betta=1"],
+        "no key 'loss.terms.dpo.betta' here; did you mean beta?", "loss.terms.dpo.betta", "dil losses dpo",
+    ),
+    "code allowed and not there": (
+        ["train", "allow_custom=true"], "allow_custom=true allows nothing, there is no Python file to run",
+        "DIR/loss/*.py of --config-dir DIR",
+        "--config-dir ./myconf, which holds loss/mine.py; or leave allow_custom out",
+    ),
     "typo in a group": (["train", "lss=ukl"], "no key 'lss' here; did you mean loss?", "dil train lss=ukl", "loss=ukl"),
     "typo in a key": (
         ["train", "optim.lrr=1"], "no key 'optim.lrr' here; did you mean optim.lr?", "dil train optim.lrr=1",
@@ -26,7 +47,9 @@ CASES = {
         ["train", "loss.lr=1"], "no key 'loss.lr' here; did you mean optim.lr?", "dil train loss.lr=1", "optim.lr=1",
     ),
     "key of another loss": (
-        ["train", "loss.beta=1"], "no key 'loss.beta' here; loss has reduction, exp_cap; beta belongs to dpo, simpo",
+        ["train", "loss.beta=1"],
+        "no key 'loss.beta' here; loss has reduction, exp_cap, reference_samples; "
+        "beta belongs to dpo, cdpo, robust_dpo and 15 others",
         "dil train loss.beta=1", "loss=dpo loss.beta=1",
     ),
     "key forced in": (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -13,23 +14,29 @@ from dil_cli.config.identity import run_hash, to_yaml
 from dil_cli.config.paths import conf_dir
 from dil_cli.losses import LOSSES
 
-GROUPS = ["model", "data", "loss", "optim", "tracker", "experiment"]
+GROUPS = ["model", "data", "loss", "optim", "tracker", "preset", "experiment"]
 CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((conf_dir() / group).glob("*.yaml"))]
 
 
 def overrides(group: str, choice: str) -> list[str]:
     needed = {"local": [f"{group}.path=somewhere"], "tiny_sft": ["model.path=somewhere"], "gsm8k": ["loss=sft"]}
+    if group == "loss" and choice == "combine":
+        needed["combine"] = ["loss.terms.dpo=0.9", "loss.terms.sft=0.1"]
+    if group == "preset" and choice != "none":
+        model = choice.rpartition("_")[2] if "llama" not in choice else "llama3_8b"
+        return [f"loss={choice.removesuffix('_' + model)}", f"model={model}"]
     return [f"{group}={choice}", *needed.get(choice, [])]
 
 
 def test_there_is_something_to_compose():
-    assert len(CHOICES) >= 25
+    assert len(CHOICES) >= 60
 
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES, ids=lambda name: name)
 def test_every_yaml_composes_and_says_what_it_is(group, choice):
     config = compose("train", overrides(group, choice))
-    assert choice in config.name or group in {"optim", "tracker", "experiment"}
+    assert choice in config.name or group in {"optim", "tracker", "experiment", "preset"}
+    assert bool(config.preset) == (group == "preset" and choice != "none")
     assert 10 < len(describe(conf_dir() / group / f"{choice}.yaml")) < 110
 
 
@@ -49,6 +56,46 @@ def test_paper_command_composes_to_the_papers_setting():
     assert (config.data.max_length, config.data.max_prompt_length) == (1024, 512)
     assert (config.optim.batch_size, config.optim.epochs, config.optim.warmup) == (128, 1, 0.1)
     assert type(config.loss) is LOSSES["ukl"]
+
+
+PRESETS = {
+    "dpo mistral7b": (5e-7, {"beta": 0.01}), "dpo llama3_8b": (5e-7, {"beta": 0.01}),
+    "simpo mistral7b": (3e-7, {"beta": 2.0, "gamma": 1.6}), "simpo llama3_8b": (6e-7, {"beta": 2.0, "gamma": 1.0}),
+    "simper mistral7b": (3e-7, {}), "simper llama3_8b": (6e-7, {}),
+    "cal_dpo mistral7b": (5e-7, {"beta": 1e-3}), "cal_dpo llama3_8b": (5e-7, {"beta": 1e-3}),
+    "dpo pythia28": (5e-7, {"beta": 0.1}),
+}  # fmt: skip
+"""Loss and model -> learning rate and settings that were published for them."""
+
+
+@pytest.mark.parametrize("key", PRESETS)
+def test_a_loss_takes_its_published_values_on_its_model(key):
+    loss, model = key.split()
+    lr, values = PRESETS[key]
+    config = compose("train", [f"loss={loss}", f"model={model}"])
+    assert config.optim.lr == config.model.lr == lr
+    assert {name: getattr(config.loss, name) for name in values} == values
+    assert re.search(r"arXiv|GitHub", config.preset)
+    assert config.optim.batch_size == (64 if model == "pythia28" else 128)
+    bare = compose("train", [f"loss={loss}", f"model={model}", "preset=none"])
+    assert (bare.preset, bare.loss) == (None, LOSSES[loss]())
+    own = compose(
+        "train", [f"loss={loss}", f"model={model}", "optim.lr=1e-6", *(f"loss.{name}=0.5" for name in values)]
+    )
+    assert (own.optim.lr, [getattr(own.loss, name) for name in values]) == (1e-6, [0.5] * len(values))
+
+
+def test_every_preset_is_listed_above_and_others_have_none():
+    listed = {key.replace(" ", "_") for key in PRESETS} | {"none"}
+    assert {choice for group, choice in CHOICES if group == "preset"} == listed
+    assert compose("train", ["loss=simpo"]).preset is None
+    assert compose("train", ["experiment=tiny_sft", "model.path=x"]).preset is None
+
+
+def test_a_preset_is_part_of_a_run_by_its_values_only():
+    with_preset = compose("train", ["loss=simper", "model=mistral7b"])
+    by_hand = compose("train", ["loss=simper", "model=mistral7b", "preset=none", "model.lr=3e-7"])
+    assert run_hash(with_preset, "") == run_hash(by_hand, "")
 
 
 def test_every_loss_has_a_yaml_and_every_yaml_a_loss():
@@ -84,7 +131,7 @@ def test_config_dir_adds_a_users_group_and_shows_it_in_help(dil_here, tmp_path: 
     (mine / "gentle.yaml").write_text("# DPO with a small beta\ndefaults:\n  - /schema/loss/dpo@_here_\nbeta: 0.02\n")
     folder = str(tmp_path / "conf")
     _, out, _ = dil_here("train", "--config-dir", folder, "--help")
-    assert "gentle  DPO with a small beta" in out
+    assert re.search(r"gentle +DPO with a small beta", out)
     code, out, _ = dil_here("train", "--config-dir", folder, "loss=gentle", "--cfg", "job")
     assert code == 0
     assert "beta: 0.02" in out
@@ -93,7 +140,12 @@ def test_config_dir_adds_a_users_group_and_shows_it_in_help(dil_here, tmp_path: 
 USERS_MISTAKES = {
     "key": ("dpo", "betta: 0.02", "no key 'loss.betta' here; did you mean loss.beta?", "loss/mine.yaml loss.betta"),
     "type": ("dpo", "beta: low", "loss.beta is wrong: 'low' is not a number", "loss/mine.yaml loss.beta"),
-    "schema": ("dpp", "beta: 1", "no schema /schema/loss/dpp; did you mean /schema/loss/dpo?", "loss/mine.yaml"),
+    "schema": (
+        "simpoo",
+        "beta: 1",
+        "no schema /schema/loss/simpoo; did you mean /schema/loss/simpo?",
+        "loss/mine.yaml",
+    ),
     "yaml": ("dpo", "beta: [1", "the YAML cannot be read: expected ',' or ']', but got '<stream end>'", "line 4"),
 }
 

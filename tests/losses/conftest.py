@@ -36,7 +36,15 @@ def _make_pairs(
     )
 
 
-def _value_and_gradients(loss: PreferenceLoss, pairs: PairLogps) -> tuple[Tensor, Tensor, Tensor]:
+def _value_and_gradients(
+    loss: PreferenceLoss, pairs: PairLogps, *, coupled: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
+    if loss.couples_batch and not coupled:
+        ones = [
+            _value_and_gradients(loss, pairs.map(lambda x_B, i=i: x_B[i : i + 1]))
+            for i in range(len(pairs.chosen_tokens_B))
+        ]
+        return tuple(torch.cat(column) for column in zip(*ones, strict=True))
     chosen_B = pairs.policy_chosen_B.clone().requires_grad_()
     rejected_B = pairs.policy_rejected_B.clone().requires_grad_()
     leaves = PairLogps(
@@ -60,5 +68,8 @@ def make_pairs() -> MakePairs:
 
 @pytest.fixture(scope="session")
 def value_and_gradients() -> ValueAndGradients:
-    """The losses (B,) and their gradients (B,) with respect to the summed log-probs of the policy."""
+    """The losses (B,) and the gradients (B,) of their sum with respect to the summed log-probs of the policy.
+
+    `coupled=False` takes each pair as a batch of its own.
+    """
     return _value_and_gradients
