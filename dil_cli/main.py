@@ -13,7 +13,11 @@ from dil_cli.errors import DilError
 
 COMMANDS = {
     "train": "train a policy on preference pairs and record its likelihood dynamics",
+    "losses": "list the losses, explain one, draw their gradients",
 }
+
+WITHOUT_CONFIG = {"losses": "dil_cli.catalogue.command"}
+"""Commands that compose no config: `run(argv)` of their module does all, `--help` included."""
 
 HELP = f"""dil {__version__}: preference optimisation by direct imitation learning (arXiv 2503.05079)
 
@@ -27,6 +31,7 @@ examples:
   dil train loss=ukl                            another loss; dil train --help lists all groups
   dil train loss=dpo loss.beta=0.05 seed=1      any value can be set
   dil train model=mistral7b data=ultrafeedback  the paper's 7B setting
+  dil losses ukl                                what a loss is; dil losses lists all
 
 dil COMMAND --help explains a command. Errors in three lines; DIL_TRACEBACK=1 adds the traceback.
 """
@@ -77,6 +82,8 @@ def dispatch(argv: list[str]) -> int:
         close = get_close_matches(command, COMMANDS, n=1)
         hint = f"did you mean {close[0]}?" if close else f"commands: {', '.join(COMMANDS)}"
         raise DilError(f"no command '{command}'; {hint}", where=f"dil {command}", fix="dil --help")
+    if command in WITHOUT_CONFIG:
+        return int(import_module(WITHOUT_CONFIG[command]).run(rest))
     if {"-h", "--help"} & set(rest):
         print(import_module("dil_cli.config.help").command_help(command, COMMANDS[command], rest), end="")
         return 0

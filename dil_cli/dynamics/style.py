@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import cycle
+
 PALETTE = {
     "blue": "#0072B2",
     "vermillion": "#D55E00",
@@ -26,3 +29,18 @@ LOSS_COLOURS = {
     "sft": PALETTE["black"],
 }
 """One colour per loss, the same in every figure; a loss that is not listed is grey."""
+
+DASHES = ("-", "--", ":", "-.")
+
+
+def loss_styles(losses: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Colour and dash of each loss in one figure.
+
+    A loss in `LOSS_COLOURS` keeps its colour and a solid line; the others take colours that are free in this figure,
+    then all of them again, dashed.
+    """
+    taken = [LOSS_COLOURS[loss] for loss in losses if loss in LOSS_COLOURS]
+    free = [(colour, "-") for colour in PALETTE.values() if colour not in taken]
+    free += [(colour, dash) for dash in DASHES[1:] for colour in PALETTE.values()]
+    others = cycle(free)
+    return {loss: (LOSS_COLOURS[loss], "-") if loss in LOSS_COLOURS else next(others) for loss in dict.fromkeys(losses)}

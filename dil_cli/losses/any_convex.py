@@ -1,4 +1,4 @@
-"""Bregman, any convex h: a loss derived from a function that you name or write.
+"""Bregman, the wider DIL family: a loss derived from any convex h that you name or write.
 
 r = pi(y|x) / pi_ref(y|x), s = log r. Loss, gradient and `reference_samples=both` follow from h as in
 `density_ratio.py`. A function of your own is a Python function of a tensor under `@convex`:

@@ -22,14 +22,14 @@ HIGHEST_EXP_CAP = 40.0
 
 
 class Reduction(str, Enum):
-    """How the token log-probs of a response become one number."""
+    """How token log-probs become one number: their mean, or their sum over the response."""
 
     mean = "mean"
     sum = "sum"
 
 
 class ReferenceSamples(str, Enum):
-    """Which responses stand in for samples of pi_ref in a density-ratio loss."""
+    """Which responses stand in for samples of pi_ref: with both, the pull is times 1 - r_w / 2 and the push halved."""
 
     rejected = "rejected"
     both = "both"

@@ -151,7 +151,7 @@ class RobustDPO:
 
 
 class Divergence(str, Enum):
-    """What holds the policy at its reference; DPO's is the reverse Kullback-Leibler divergence."""
+    """What holds the policy at its reference; dpo has reverse_kl."""
 
     reverse_kl = "reverse_kl"
     forward_kl = "forward_kl"

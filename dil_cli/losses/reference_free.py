@@ -1,4 +1,4 @@
-"""Reference-free: the policy's own log-probs are compared, and nothing holds the chosen response but a term for it."""
+"""Reference-free, the policy's own log-probs: nothing holds the chosen response but a term of the loss for it."""
 
 from __future__ import annotations
 

@@ -55,6 +55,19 @@ def test_help_and_config_know_it(folder, dil_here):
     assert "margin: 0.5" in out
 
 
+def test_the_catalogue_explains_and_draws_it(folder, dil_here, tmp_path):
+    code, out, err = dil_here("losses", *ALLOWED, "soft_hinge")
+    assert code == 0, err
+    assert "family: Ours, losses we are trying out" in out
+    assert "    L = max(0, margin - (s_w - s_l))^2" in out
+    assert re.search(r"\nOurs, losses we are trying out\n  soft_hinge +max", dil_here("losses", *ALLOWED)[1])
+    assert dil_here("losses", *ALLOWED, "--plot", "soft_hinge,lsif")[0] == 0
+    assert (tmp_path / "losses.png").is_file()
+    code, _, err = dil_here("losses", "--config-dir", "myconf", "soft_hinge")
+    assert err.splitlines()[0].startswith("error: soft_hinge is code from outside the package")
+    assert code == 2
+
+
 def test_another_text_is_another_run(folder, dil_here, tmp_path, small_run):
     words = ["loss=soft_hinge", *small_run, "data.limit=12", "probe.pairs=2"]
     assert dil_here("train", *ALLOWED, *words)[0] == 0

@@ -1,0 +1,1 @@
+"""The losses as a person looks them up: listed, explained, drawn, written to docs/losses.md."""
