@@ -10,7 +10,7 @@ from dil_cli.config.presets import presets_of
 
 WIDTH = 118
 COUPLED = {"yes": "yes, its statistic is of the whole optimiser batch"}
-FORMULA = 62
+FORMULA = 61
 SYMBOLS = (
     "s = log pi/pi_ref and p = log pi of a response, w the chosen and l the rejected one; r = e^s in DIL and Bregman, "
     "r = beta s elsewhere; softplus(x) = log(1 + e^x), sigma its slope."
