@@ -53,7 +53,8 @@ def test_the_wheel_trains_the_bundled_model_with_a_users_own_group(installed: Pa
     mine = tmp_path / "myconf" / "loss"
     mine.mkdir(parents=True)
     (mine / "gentle.yaml").write_text("# DPO, gently\ndefaults:\n  - /schema/loss/dpo@_here_\nbeta: 0.02\n")
-    assert "gentle  DPO, gently" in dil(installed, tmp_path, "train", "--config-dir", "myconf", "--help").stdout
+    text = dil(installed, tmp_path, "train", "--config-dir", "myconf", "--help").stdout
+    assert ["gentle", "DPO,", "gently"] in [line.split() for line in text.splitlines()]
     small = ["data.limit=8", "optim.batch_size=4", "probe.pairs=2", "probe.times=1", "tracker=none"]
     dil(installed, tmp_path, "train", "--config-dir", "myconf", "loss=gentle", *small)
     (run,) = (tmp_path / "outputs").glob("tiny-gsm8k_pairs-gentle-*")
