@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types tests tiny wheel clean
+.PHONY: help install demo test lint types tests losses-trl tiny wheel clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(INSTALLED)  ## make .venv and install dil with its pinned dependencies
 
@@ -38,6 +38,10 @@ types: $(INSTALLED)  ## mypy, strict
 
 tests: $(INSTALLED)  ## pytest
 	$(BIN)/pytest
+
+losses-trl: $(INSTALLED)  ## the losses against TRL 1.16, which is installed into .venv for it
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[dev,trl]'
+	$(BIN)/pytest tests/losses/test_against_trl.py
 
 tiny: $(INSTALLED)  ## make the bundled tiny model from nothing (half an hour)
 	$(BIN)/python recipes/make_tiny.py
