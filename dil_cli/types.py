@@ -1,6 +1,6 @@
 """The words the rest of the package speaks.
 
-Shape suffixes, here and everywhere: B pairs, T tokens of a row, R rows, V vocabulary.
+Shape suffixes, here and everywhere: B pairs, T tokens of a row, N scored tokens, R rows, D hidden, V vocabulary.
 Log-probabilities are natural logarithms (nats).
 """
 
@@ -48,6 +48,35 @@ class TokenisedPair:
     chosen: np.ndarray
     rejected: np.ndarray
     flipped: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Stem:
+    """A prompt in a packed row and the responses that continue it, each seeing the prompt and itself.
+
+    It starts at place `start` with `prompt` tokens; `branches` are the responses' lengths, one behind the other.
+    """
+
+    start: int
+    prompt: int
+    branches: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Pairs as one row without padding: T tokens that the model reads, N that are scored, of B pairs.
+
+    Scored token n is `targets_N[n]`, predicted at place `places_N[n]` of the row, and belongs to response
+    `responses_N[n]`: 0 to B-1 are the chosen ones, B to 2B-1 the rejected ones. All tensors are int64.
+    """
+
+    input_ids_T: Tensor
+    positions_T: Tensor
+    stems: tuple[Stem, ...]
+    places_N: Tensor
+    targets_N: Tensor
+    responses_N: Tensor
+    pairs: int
 
 
 @dataclass(frozen=True)

@@ -8,27 +8,41 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from enum import Enum
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from dil_cli.data.batches import micro_batches, pad_rows
-from dil_cli.models.logps import response_logps
+from dil_cli.data.packing import fill_packs, pack_pairs
+from dil_cli.models.logps import packed_logps, padded_logps
 from dil_cli.types import PairLogps, TokenisedPair
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+class Layout(str, Enum):
+    """How pairs lie in the rows that the model reads: packed with one copy of the prompt or two, or padded."""
+
+    shared = "shared"
+    separate = "separate"
+    padded = "padded"
+
+
 @dataclass(frozen=True)
 class Compute:
-    """How a forward pass is carried out: device, in bfloat16 or not, tokens in a micro-batch, what pads a row."""
+    """How a forward pass is carried out: device, in bfloat16 or not, tokens in a micro-batch, what pads a row.
+
+    `layout` is one that the model was seen to take (`dynamics/layout.py`); padded rows suit any model.
+    """
 
     device: torch.device
     bf16: bool
     token_budget: int
     pad_id: int
+    layout: Layout = Layout.padded
 
     def autocast(self) -> AbstractContextManager[None]:
         """The precision of one forward pass."""
@@ -38,27 +52,40 @@ class Compute:
         return context
 
 
+def split_batch(pairs: Sequence[TokenisedPair], compute: Compute) -> list[list[int]]:
+    """Indices into `pairs`, each once, in micro-batches that fit the token budget, the longest first."""
+    if compute.layout is Layout.padded:
+        return micro_batches(pairs, compute.token_budget)
+    return fill_packs(pairs, compute.token_budget, compute.layout is Layout.shared)
+
+
 def forward_pairs(model: PreTrainedModel, pairs: Sequence[TokenisedPair], compute: Compute) -> PairLogps:
     """Policy log-probs of one micro-batch, float32 (B,), with the graph if gradients are on.
 
     A demonstration's rejected log-prob is 0 over 0 tokens.
     """
+    if compute.layout is Layout.padded:
+        logps_S = _padded(model, pairs, compute)
+    else:
+        pack = pack_pairs(pairs, compute.layout is Layout.shared, compute.device)
+        with compute.autocast():
+            logps_S = packed_logps(model, pack)
+    return PairLogps(
+        policy_chosen_B=logps_S[: len(pairs)],
+        policy_rejected_B=logps_S[len(pairs) :],
+        chosen_tokens_B=torch.tensor([len(pair.chosen) for pair in pairs], device=compute.device),
+        rejected_tokens_B=torch.tensor([len(pair.rejected) for pair in pairs], device=compute.device),
+    )
+
+
+def _padded(model: PreTrainedModel, pairs: Sequence[TokenisedPair], compute: Compute) -> Tensor:
+    """Log-probs of the responses (2B,), chosen first, by rows of the same length."""
     rows = pad_rows(pairs, compute.pad_id, compute.device)
     with compute.autocast():
-        logps_R = response_logps(model, rows.input_ids_RT, rows.attention_mask_RT, rows.response_mask_RT)
-    counts_R = rows.response_mask_RT.sum(dim=1)
-    rejected_of = rows.pair_R[rows.pairs :]
-
-    def rejected_B(values_R: Tensor) -> Tensor:
-        nothing_B = torch.zeros(rows.pairs, dtype=values_R.dtype, device=values_R.device)
-        return nothing_B.index_add(0, rejected_of, values_R[rows.pairs :])
-
-    return PairLogps(
-        policy_chosen_B=logps_R[: rows.pairs],
-        policy_rejected_B=rejected_B(logps_R),
-        chosen_tokens_B=counts_R[: rows.pairs],
-        rejected_tokens_B=rejected_B(counts_R),
-    )
+        logps_R = padded_logps(model, rows.input_ids_RT, rows.attention_mask_RT, rows.response_mask_RT)
+    owner_R = rows.pair_R.clone()
+    owner_R[len(pairs) :] += len(pairs)
+    return logps_R.new_zeros(2 * len(pairs)).index_add(0, owner_R, logps_R)
 
 
 @torch.no_grad()
@@ -71,7 +98,7 @@ def score_pairs(
     """Policy log-probs of any number of pairs, in their order, on the CPU; `advance` hears of progress."""
     total = len(pairs)
     columns = [torch.zeros(total) for _ in range(2)] + [torch.zeros(total, dtype=torch.long) for _ in range(2)]
-    for group in micro_batches(pairs, compute.token_budget):
+    for group in split_batch(pairs, compute):
         logps = forward_pairs(model, [pairs[i] for i in group], compute)
         index = torch.tensor(group)
         for column, values_B in zip(columns, _columns(logps), strict=True):

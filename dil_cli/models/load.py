@@ -155,10 +155,11 @@ def _load_weights(source: str, config: ModelConfig, hf_config: PretrainedConfig)
         silence: Any = quiet
         silence()
     dtype = torch.bfloat16 if config.dtype is WeightType.bf16 else torch.float32
+    attention = None if config.attention == "packed" else config.attention
     auto: Any = AutoModelForCausalLM  # its types do not know of output_loading_info
     try:
         model, report = auto.from_pretrained(
-            source, config=hf_config, dtype=dtype, attn_implementation=config.attention,
+            source, config=hf_config, dtype=dtype, attn_implementation=attention,
             use_safetensors=True, output_loading_info=True, **_common(config),
         )  # fmt: skip
     except Exception as error:

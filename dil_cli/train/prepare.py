@@ -11,9 +11,11 @@ from dil_cli import hub
 from dil_cli.config.schema import DataSource, Device, Precision, TrainConfig, WeightType
 from dil_cli.data.load import PairSplits
 from dil_cli.data.tokenise import TokenisedSplit, tokenise_pairs
+from dil_cli.dynamics.layout import choose_layout
 from dil_cli.dynamics.measure import Compute
 from dil_cli.errors import DilError
 from dil_cli.models.load import Policy, check_length, load_policy
+from dil_cli.models.matmul import choose_matmul
 from dil_cli.tracking.console import ConsoleSink
 
 if TYPE_CHECKING:
@@ -22,16 +24,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A policy on its device, and both splits in its tokens."""
+    """A policy on its device, both splits in its tokens, and how to compute with them; `path` says that in a line."""
 
     policy: Policy
     train: TokenisedSplit
     heldout: TokenisedSplit
     compute: Compute
+    path: str
 
     def notices(self) -> list[str]:
         """What the user should know of loading and tokenising, a sentence a line."""
-        lines = list(self.policy.notices)
+        lines = [*self.policy.notices, self.path]
         for name, split in (("train", self.train), ("held out", self.heldout)):
             lines += [f"{name}: {line}" for line in split.counts.describe()]
             lines += [split.notice] if split.notice else []
@@ -61,7 +64,13 @@ def prepare(config: TrainConfig, pairs: PairSplits, console: ConsoleSink) -> Pre
         token_budget=config.optim.token_budget,
         pad_id=policy.tokenizer.eos_token_id if pad is None else pad,
     )
-    return Prepared(policy, train, heldout, compute)
+    matmul = choose_matmul(device)
+    path = f"rows: padded ({config.model.attention})"
+    if config.model.attention == "packed":
+        with console.phase("checking packed rows", None):
+            choice = choose_layout(policy.model, compute, config.data.max_length)
+        compute, path = choice.compute, choice.line
+    return Prepared(policy, train, heldout, compute, f"{path}; float32 products: {matmul}")
 
 
 def stay_offline_if_local(config: TrainConfig) -> None:

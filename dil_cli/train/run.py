@@ -234,6 +234,7 @@ class Run:
             "environment": environment(),
             "device": str(self.compute.device),
             "compute": "bf16" if self.compute.bf16 else "fp32",
+            "rows": self.prepared.path,
             "model": {
                 "source": self.config.model.path,
                 "parameters": self.model.num_parameters(),

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dil_cli.data.batches import micro_batches
-from dil_cli.dynamics.measure import Compute, forward_pairs, score_pairs
+from dil_cli.data.packing import packed_tokens
+from dil_cli.dynamics.measure import Compute, forward_pairs, score_pairs, split_batch
 from dil_cli.errors import RunFailed
 from dil_cli.losses import PreferenceLoss
 from dil_cli.train.optimiser import clip_gradient
@@ -59,7 +59,8 @@ class Batch:
 class Gradient:
     """What a step measured: per-pair values in the order of the batch, all detached on the CPU.
 
-    `slope_*_B` is d(sum of the losses) / d(summed log-prob) of each response.
+    `slope_*_B` is d(sum of the losses) / d(summed log-prob) of each response. `tokens` are those that must be read:
+    each prompt once, whatever the layout of the rows.
     """
 
     logps: PairLogps
@@ -97,7 +98,7 @@ def accumulate_gradient(model: PreTrainedModel, loss: PreferenceLoss, batch: Bat
     """
     if not loss.needs_rejected:
         batch = replace(batch, pairs=[replace(pair, rejected=NOTHING) for pair in batch.pairs])
-    groups = micro_batches(batch.pairs, compute.token_budget)
+    groups = split_batch(batch.pairs, compute)
     whole = None
     if loss.couples_batch and len(groups) > 1:
         whole = differentiate(loss, batch, score_pairs(model, batch.pairs, compute))
@@ -140,7 +141,7 @@ def differentiate(loss: PreferenceLoss, batch: Batch, policy: PairLogps) -> Grad
         slope_chosen_B=slopes[0].cpu(),
         slope_rejected_B=slopes[1].cpu(),
         guarded_B=torch.zeros(len(batch.pairs), dtype=torch.bool) if out.guarded_B is None else out.guarded_B.cpu(),
-        tokens=sum(len(p.prompt) * (1 + (len(p.rejected) > 0)) + len(p.chosen) + len(p.rejected) for p in batch.pairs),
+        tokens=sum(map(packed_tokens, batch.pairs)),
         per_token=loss.reduction.value == "mean",
     )
     _refuse_non_finite(batch.pairs, gradient)
