@@ -6,7 +6,7 @@ layout is compared with single unpadded rows, log-probs and gradient, and one th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -22,8 +22,8 @@ from dil_cli.types import TokenisedPair
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9, torch.bfloat16: 3e-2}
-"""Relative difference that counts as rounding, by the type of the weights. The check itself runs without autocast."""
+ROUNDING = {True: 3e-2, False: 1e-4}
+"""Relative difference that counts as rounding, by whether the weights have two bytes. Autocast is off in the check."""
 
 WORDS = {
     Layout.shared: "packed rows, each prompt once",
@@ -45,7 +45,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class _Measured:
-    """Log-probs of the responses (2B,), and the slope of a weighted sum of them in each token's embedding (U, D)."""
+    """Log-probs of the responses (2B,), and the slope of a weighted sum of them in each kind of token (U, D)."""
 
     logps_S: Tensor
     slope_UD: Tensor
@@ -68,8 +68,8 @@ def choose_layout(model: PreTrainedModel, compute: Compute, max_length: int) -> 
     own = str(model.config._attn_implementation)
     pairs = _trial_pairs(model, max_length)
     exact = replace(compute, bf16=False, layout=Layout.padded)
-    tolerance = TOLERANCE.get(model.dtype, TOLERANCE[torch.bfloat16])
-    expected = _measure(model, pairs, exact, one_by_one=True)
+    tolerance = ROUNDING[model.dtype.itemsize == 2]
+    expected = _measure_plainly(model, pairs, exact)
     refused: list[tuple[Layout, str, str]] = []
     for layout, attention in _candidates(compute.device):
         try:
@@ -102,41 +102,44 @@ def _candidates(device: torch.device) -> Iterator[tuple[Layout, str]]:
 
 def _trial_pairs(model: PreTrainedModel, max_length: int) -> list[TokenisedPair]:
     """Random pairs; one prompt is longer than the sliding window, where rows can be."""
-    config = model.config.get_text_config()
-    window = getattr(config, "sliding_window", None)
+    window = getattr(model.config.get_text_config(), "sliding_window", None)
     embedding: Any = model.get_input_embeddings()
     numbers = np.random.default_rng(0)
-    pairs = []
-    for row, (prompt, *responses) in enumerate(LENGTHS):
-        if row == 0 and window is not None and window < max_length:
-            prompt = min(window + 8, max_length)
-        ids = [numbers.integers(0, embedding.weight.shape[0], n, dtype=np.int32) for n in (prompt, *responses)]
-        pairs.append(TokenisedPair(row, *ids))
-    return pairs
+
+    def ids(count: int) -> np.ndarray:
+        return numbers.integers(0, embedding.weight.shape[0], count, dtype=np.int32)
+
+    longest = LENGTHS[0][0] if window is None or window >= max_length else min(window + 8, max_length)
+    lengths = [(longest, *LENGTHS[0][1:]), *LENGTHS[1:]]
+    return [TokenisedPair(row, ids(p), ids(c), ids(r)) for row, (p, c, r) in enumerate(lengths)]
 
 
-def _measure(
-    model: PreTrainedModel, pairs: Sequence[TokenisedPair], compute: Compute, one_by_one: bool = False
-) -> _Measured:
-    """Log-probs and slopes of the pairs in one micro-batch, or each response in a row of its own."""
-    ids = torch.from_numpy(np.unique(np.concatenate([part for p in pairs for part in (p.prompt, p.chosen, p.rejected)])))
+def _measure_plainly(model: PreTrainedModel, pairs: Sequence[TokenisedPair], compute: Compute) -> _Measured:
+    """Each response by itself, in a row of its own without padding."""
     nothing = np.empty(0, dtype=np.int32)
+    responses = [(pair, pair.chosen) for pair in pairs] + [(pair, pair.rejected) for pair in pairs]
     with _embeddings(model) as seen:
-        if one_by_one:
-            sides = [[replace(p, chosen=response, rejected=nothing) for p in pairs for response in [getattr(p, side)]]
-                     for side in ("chosen", "rejected")]
-            rows = [forward_pairs(model, [pair], compute).policy_chosen_B for side in sides for pair in side]
-            logps_S = torch.cat(rows)
-        else:
-            logps = forward_pairs(model, pairs, compute)
-            logps_S = torch.cat([logps.policy_chosen_B, logps.policy_rejected_B])
-        weights_S = torch.linspace(1, 2, len(logps_S), device=logps_S.device)
-        slopes = torch.autograd.grad((weights_S * logps_S).sum(), [leaf for _, leaf in seen])
-    # Summed over a token's places: a prompt that is read twice has half its slope in each.
-    slope_UD = torch.zeros(len(ids), slopes[0].shape[-1], dtype=torch.float64)
-    for (read, _), slope in zip(seen, slopes, strict=True):
-        places = torch.searchsorted(ids, read.flatten().cpu().to(ids.dtype)).clamp(max=len(ids) - 1)
-        slope_UD.index_add_(0, places, slope.flatten(0, -2).double().cpu())
+        single = [replace(pair, chosen=response, rejected=nothing) for pair, response in responses]
+        logps_S = torch.cat([forward_pairs(model, [pair], compute).policy_chosen_B for pair in single])
+        return _measured(pairs, logps_S, seen)
+
+
+def _measure(model: PreTrainedModel, pairs: Sequence[TokenisedPair], compute: Compute) -> _Measured:
+    """All pairs in one micro-batch."""
+    with _embeddings(model) as seen:
+        logps = forward_pairs(model, pairs, compute)
+        return _measured(pairs, torch.cat([logps.policy_chosen_B, logps.policy_rejected_B]), seen)
+
+
+def _measured(pairs: Sequence[TokenisedPair], logps_S: Tensor, seen: Sequence[tuple[Tensor, Tensor]]) -> _Measured:
+    """The slopes summed over a token's places: a prompt that is read twice has half its slope in each."""
+    ids = [part for pair in pairs for part in (pair.prompt, pair.chosen, pair.rejected)]
+    kinds_U = torch.from_numpy(np.unique(np.concatenate(ids)).astype(np.int64))
+    weights_S = torch.linspace(1, 2, len(logps_S), device=logps_S.device)
+    slopes = torch.autograd.grad((weights_S * logps_S).sum(), [embedded for _, embedded in seen])
+    slope_TD = torch.cat([slope.flatten(0, -2) for slope in slopes]).double().cpu()
+    which_T = torch.searchsorted(kinds_U, torch.cat([read.flatten() for read, _ in seen]).cpu())
+    slope_UD = slope_TD.new_zeros(len(kinds_U), slope_TD.shape[-1]).index_add(0, which_T, slope_TD)
     return _Measured(logps_S.detach().double().cpu(), slope_UD)
 
 
@@ -151,8 +154,8 @@ def _embeddings(model: PreTrainedModel) -> Iterator[list[tuple[Tensor, Tensor]]]
         return leaf
 
     embedding: Any = model.get_input_embeddings()
-    hook: Callable[..., Any] = embedding.register_forward_hook(keep)
+    hook = embedding.register_forward_hook(keep)
     try:
         yield seen
     finally:
-        hook.remove()  # type: ignore[attr-defined]
+        hook.remove()

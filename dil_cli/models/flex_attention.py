@@ -38,7 +38,7 @@ def flex_attention(
     """
     stems = stems_of(query_1HTD, attention_mask, extras)
     device = query_1HTD.device
-    attend = _compiled() if device.type == "cuda" else torch_flex
+    attend: Any = _compiled() if device.type == "cuda" else torch_flex
     out_1HTD = attend(
         query_1HTD, key_1KTD, value_1KTD, score_mod=_cap(softcap), scale=scaling,
         block_mask=_blocks(stems, sliding_window, device), enable_gqa=query_1HTD.shape[1] != key_1KTD.shape[1],

@@ -33,7 +33,8 @@ class Head:
     @classmethod
     def of(cls, model: PreTrainedModel) -> Head | None:
         """The head of `model`; None where it has none that is known here."""
-        linear: Any = model.get_output_embeddings()
+        get: Any = model.get_output_embeddings  # untyped in transformers
+        linear = get()
         if not isinstance(linear, nn.Linear):
             return None
         config = model.config.get_text_config()
@@ -74,7 +75,7 @@ class _TokenLogps(torch.autograd.Function):
         return logps_N
 
     @staticmethod
-    def backward(ctx: Any, slope_N: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, slope_N: Tensor) -> tuple[Tensor | None, ...]:
         hidden_ND, weight_VD, bias_V, targets_N = ctx.saved_tensors
         d_hidden_ND = torch.empty_like(hidden_ND)
         d_weight_VD = torch.zeros_like(weight_VD) if ctx.needs_input_grad[1] else None

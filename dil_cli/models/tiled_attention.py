@@ -118,7 +118,7 @@ class _Tiled(torch.autograd.Function):
         return out_HTD
 
     @staticmethod
-    def backward(ctx: Any, slope_HTD: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, slope_HTD: Tensor) -> tuple[Tensor | None, ...]:
         q_HTD, k_KTD, v_KTD, out_HTD = ctx.saved_tensors
         heads, dim = len(q_HTD), q_HTD.shape[-1]
         exact = _exact(q_HTD.dtype)
