@@ -11,6 +11,7 @@ from torch import Tensor
 from dil_cli.errors import require_not_negative, require_positive
 from dil_cli.losses.common import (
     Reduction,
+    beyond_cap,
     guarded_exp,
     policy_scores,
     reduce_logps,
@@ -255,7 +256,7 @@ class SimPER:
 
     p_w, p_l are the policy's log-probs of the chosen and the rejected response in nats per token; the loss is
     defined on means only, where e^p is one over the perplexity. It lies in -1 to 1 and has no hyper-parameter. A
-    log-prob above 0 is rounding; e^p continues along its tangent there.
+    log-prob above 0 is rounding; e^p continues along its tangent there, and the pair counts as guarded.
 
     Gradient: dL/dp_w = -e^{p_w} and dL/dp_l = e^{p_l}, in 0 to 1. The push fades as the rejected response becomes
     unlikely, and so does the pull on an unlikely chosen one.
@@ -278,9 +279,10 @@ class SimPER:
         require_reduction(self.name, self.reduction, Reduction.mean)
 
     def __call__(self, pair: PairLogps) -> LossOutput:
-        """Losses (B,)."""
+        """Losses (B,), and where a log-prob was above 0."""
         p_w_B, p_l_B = policy_scores(pair, self.reduction)
-        return LossOutput(guarded_exp(p_l_B, cap=0.0) - guarded_exp(p_w_B, cap=0.0))
+        loss_B = guarded_exp(p_l_B, cap=0.0) - guarded_exp(p_w_B, cap=0.0)
+        return LossOutput(loss_B, beyond_cap(0.0, p_w_B, p_l_B))
 
     def at_reference(self) -> float | None:
         """None: the value depends on the log-probs themselves."""
