@@ -54,11 +54,12 @@ def test_the_list_has_every_loss_once_under_its_family():
     assert {entry.name for entry in entries()} == set(LOSSES)
     assert text.startswith(f"{len(LOSSES)} losses.")
     assert all(len(line) <= 120 for line in text.splitlines())
-    families = [entry.family.partition(",")[0] for entry in entries()]
-    assert list(dict.fromkeys(families)) == [
+    families = [entry.family for entry in entries()]
+    ours = list(dict.fromkeys(families))[:8]  # a family of a new file comes after
+    assert [family.partition(",")[0] for family in ours] == [
         "DIL", "Bregman", "DPO", "Margin", "Absolute", "Reference-free", "SFT", "Sums",
     ]  # fmt: skip
-    assert len({entry.family for entry in entries()}) == 8
+    assert families == sorted(families, key=families.index), "a family stands in one place"
 
 
 def test_facts_of_a_few():
