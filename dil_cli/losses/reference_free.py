@@ -39,7 +39,8 @@ class SLiC:
 
     Ranges: lam 0.1, 0.5, 1, 10 and delta 0.1, 0.5, 1, 2 in SimPO's comparison.
 
-    Neighbours: rrhf is delta = 0 on means; rso puts the hinge on log-ratios to a reference.
+    Neighbours: rrhf is delta = 0 on means; rso puts the hinge on log-ratios to a reference. The hinge of TRL's DPO
+    trainer is rso; that of its CPO trainer is this one on sums, with the likelihood as one mean over all tokens.
 
     Source: SLiC-HF, arXiv 2305.10425.
     """
@@ -171,7 +172,8 @@ class ORPO:
 
     Ranges: lam 0.1 in the paper; 0.1, 0.5, 1, 2 in SimPO's comparison.
 
-    Neighbours: sft + a dpo-like term; simpo compares log-probs where this one compares log-odds.
+    Neighbours: sft + a dpo-like term; simpo compares log-probs where this one compares log-odds. TRL takes the
+    likelihood as one mean over all tokens of the batch.
 
     Source: arXiv 2403.07691.
     """

@@ -152,9 +152,10 @@ def test_every_field_changes_something(loss, make_pairs):
     for f in fields(loss):
         if f.name == "reduction" or (loss.name == "fdpo" and f.name in {"alpha", "exp_cap", "divergence"}):
             continue  # fdpo: which apply depends on the divergence; tested below and with the guards
-        value = getattr(loss, f.name)
-        # A setting that is not known here: a switch is turned, a number moved.
-        changed = replace(loss, **{f.name: other.get(f.name, not value if isinstance(value, bool) else value * 3)})
+        if f.name not in other:  # one of a new loss: a switch is turned, a number moved
+            value = getattr(loss, f.name)
+            other[f.name] = not value if isinstance(value, bool) else value * 3
+        changed = replace(loss, **{f.name: other[f.name]})
         assert not torch.allclose(changed(pairs).loss_B, loss(pairs).loss_B), f.name
 
 
