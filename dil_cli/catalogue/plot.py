@@ -137,8 +137,8 @@ def _draw(axes: Axes, x_G: Tensor, y_G: Tensor, colour: str, dash: str) -> None:
     Where `y_G` is negative the curve is thin.
     """
     size_G, turned_G = y_G.abs(), y_G < -1e-9
-    drawn = [torch.as_tensor(line.get_ydata()) for line in axes.get_lines() if len(line.get_ydata()) == len(y_G)]
-    shared = [torch.isclose(size_G, other_G, rtol=0.01, atol=0.01).double().mean() for other_G in drawn]
+    drawn = [torch.as_tensor(line.get_ydata()) for line in axes.get_lines()]
+    shared = [float(torch.isclose(size_G, other_G, rtol=0.01, atol=0.01).double().mean()) for other_G in drawn]
     alike = sum(share > LONG_SHARED for share in shared)
     look: Any = BENEATH[min(alike, len(BENEATH)) - 1] if alike else dash
     axes.plot(x_G, size_G.where(~turned_G, torch.nan), color=colour, linestyle=look, linewidth=THICK)
