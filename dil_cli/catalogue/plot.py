@@ -37,11 +37,18 @@ RATIOS = (0.1, 1e3)
 """Lower and upper end of the third panel."""
 BENEATH = ((0, (5, 5)), (0, (2.5, 7.5)), (0, (1.2, 8.8)))
 """Dashes of a second, third and fourth curve in one place, through which the others are seen."""
+THICK, THIN = 2.2, 1.0
+"""Widths of a curve, and of its part beyond a loss's target."""
+LONG_SHARED = 0.4
+"""Share of its points that a curve has in common with another one to be dashed over it."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Relative weights (G,) of one loss along a path of (s_w, s_l)."""
+    """Relative weights (G,) of one loss along a path of (s_w, s_l): -dL/ds_w and dL/ds_l.
+
+    Negative where the loss moves a response the other way, as beyond a target of its own.
+    """
 
     pull_G: Tensor
     push_G: Tensor
@@ -85,7 +92,7 @@ def draw_losses(losses: Sequence[PreferenceLoss]) -> Figure:
         _draw(pull, path_G, weights(loss, path_G, still_G).pull_G, colour, dash)
         _draw(push, path_G, weights(loss, still_G, path_G).push_G, colour, dash)
         sinking = weights(loss, still_G, -margin_G)
-        shown_G = (sinking.pull_G / sinking.push_G).where(sinking.push_G > 0, torch.nan)
+        shown_G = (sinking.pull_G / sinking.push_G).where(sinking.push_G != 0, torch.nan)
         _draw(ratio, margin_G, shown_G, colour, dash)
     _dress(pull, "Pull on the chosen response", r"$|\partial L / \partial s_w|$, relative", "chosen log-ratio $s_w$")
     _dress(
@@ -109,6 +116,8 @@ def draw_losses(losses: Sequence[PreferenceLoss]) -> Figure:
         labelcolor=style.TEXT, handlelength=2.6, bbox_to_anchor=(0.5, 0.04),
     )  # fmt: skip
     note = "s in nats per token for losses on means, times beta for losses on sums; default settings"
+    if any(line.get_linewidth() == THIN for axes in (pull, push, ratio) for line in axes.get_lines()):
+        note += "; thin: there the loss moves the response the other way"
     figure.text(0.5, 0.02, note, ha="center", fontsize=8.5, color=style.MUTED)
     figure.text(0.012, 0.93, "How hard losses pull and push", fontsize=12, fontweight="bold", color=style.TEXT)
     return figure
@@ -123,11 +132,18 @@ def _with_defaults(name: str) -> PreferenceLoss:
 
 
 def _draw(axes: Axes, x_G: Tensor, y_G: Tensor, colour: str, dash: str) -> None:
-    """A curve; dashed where it lies on one that is drawn already, so that both are seen."""
+    """The size of `y_G` as a curve; dashed where it lies on one that is drawn already, so that both are seen.
+
+    Where `y_G` is negative the curve is thin.
+    """
+    size_G, turned_G = y_G.abs(), y_G < -1e-9
     drawn = [torch.as_tensor(line.get_ydata()) for line in axes.get_lines()]
-    alike = sum(torch.allclose(y_G, other_G, rtol=0.01, atol=0.01, equal_nan=True) for other_G in drawn)
+    shared = [float(torch.isclose(size_G, other_G, rtol=0.01, atol=0.01).double().mean()) for other_G in drawn]
+    alike = sum(share > LONG_SHARED for share in shared)
     look: Any = BENEATH[min(alike, len(BENEATH)) - 1] if alike else dash
-    axes.plot(x_G, y_G, color=colour, linestyle=look, linewidth=2.2)
+    axes.plot(x_G, size_G.where(~turned_G, torch.nan), color=colour, linestyle=look, linewidth=THICK)
+    if turned_G.any():
+        axes.plot(x_G, size_G.where(turned_G, torch.nan), color=colour, linestyle=look, linewidth=THIN)
 
 
 def _handles(looks: dict[str, tuple[str, str]]) -> tuple[list[Any], list[str]]:
@@ -135,7 +151,7 @@ def _handles(looks: dict[str, tuple[str, str]]) -> tuple[list[Any], list[str]]:
     from matplotlib.lines import Line2D
 
     looked: Any = looks.values()
-    return [Line2D([], [], color=colour, linestyle=dash, linewidth=2.2) for colour, dash in looked], [*looks]
+    return [Line2D([], [], color=colour, linestyle=dash, linewidth=THICK) for colour, dash in looked], [*looks]
 
 
 def weights(loss: PreferenceLoss, x_w_G: Tensor, x_l_G: Tensor) -> Weights:
@@ -144,7 +160,7 @@ def weights(loss: PreferenceLoss, x_w_G: Tensor, x_l_G: Tensor) -> Weights:
     zero_1 = torch.zeros(1, dtype=torch.float64)
     start = torch.stack(_slopes(loss, zero_1, zero_1)).abs().max()
     pull_G, push_G = _slopes(loss, x_w_G * scale, x_l_G * scale)
-    return Weights(pull_G.abs() / start, push_G.abs() / start)
+    return Weights(-pull_G / start, push_G / start)
 
 
 def _slopes(loss: PreferenceLoss, s_w_G: Tensor, s_l_G: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,8 @@ from dil_cli.config.presets import presets_of
 
 WIDTH = 118
 COUPLED = {"yes": "yes, its statistic is of the whole optimiser batch"}
-FORMULA = 61
+NAME, FORMULA = 15, 61
+"""Columns of the list; a name that is longer than the first takes its room from the second."""
 SYMBOLS = (
     "s = log pi/pi_ref and p = log pi of a response, w the chosen and l the rejected one; r = e^s in DIL and Bregman, "
     "r = beta s elsewhere; softplus(x) = log(1 + e^x), sigma its slope."
@@ -20,14 +21,20 @@ SYMBOLS = (
 def listing() -> str:
     """Every loss on a line or two, family by family."""
     found = entries()
+    width = max(NAME, *(len(entry.name) + 3 for entry in found))
+    room = max(FORMULA + NAME - width, 20)
+
+    def row(name: str, formula: str, reference: str = "", reduction: str = "", source: str = "") -> str:
+        return f"{name:<{width}}{formula:<{room + 1}}{reference:<13}{reduction:<13}{source}".rstrip()
+
     lines = [f"{len(found)} losses. dil losses NAME explains one, dil losses --plot NAME,NAME draws them.", ""]
-    lines += [*textwrap.wrap(SYMBOLS, WIDTH), "", _row("name", "loss", "reference", "reduction", "source")]
+    lines += [*textwrap.wrap(SYMBOLS, WIDTH), "", row("name", "loss", "reference", "reduction", "source")]
     for family, members in groupby(found, key=lambda entry: entry.family):
         lines += ["", family]
         for entry in members:
-            first, *more = textwrap.wrap(entry.formula or entry.title, FORMULA) or [""]
-            lines.append(_row(f"  {entry.name}", first, entry.reference, entry.reduction, entry.source))
-            lines += [_row("", line) for line in more]
+            first, *more = textwrap.wrap(entry.formula or entry.title, room) or [""]
+            lines.append(row(f"  {entry.name}", first, entry.reference, entry.reduction, entry.source))
+            lines += [row("", line) for line in more]
     return "\n".join(lines) + "\n"
 
 
@@ -82,10 +89,6 @@ def _presets(name: str) -> list[str]:
         values = " ".join(f"{key}={value}" for key, value in preset.values.items())
         lines += _wrap(f"  model={preset.model}: {values} ({preset.source})", indent="    ")
     return lines
-
-
-def _row(name: str, formula: str, reference: str = "", reduction: str = "", source: str = "") -> str:
-    return f"{name:<15}{formula:<{FORMULA + 1}}{reference:<13}{reduction:<13}{source}".rstrip()
 
 
 def _wrap(text: str, width: int = WIDTH, indent: str = "") -> list[str]:

@@ -217,8 +217,8 @@ class KLIEP:
     """Kullback-Leibler importance estimation, normalised over the batch: -s_w + log mean e^{s_l}.
 
     s_w, s_l are the log-ratios log pi/pi_ref of the chosen and the rejected response, in nats per token
-    (`mean`, the default) or per response (`sum`). The mean of e^{s_l} runs over all pairs of the optimiser batch,
-    through which gradient flows. The second term is the same for each pair.
+    (`mean`, the default) or per response (`sum`). The mean of e^{s_l} runs over all pairs of the optimiser batch, of
+    e^s over all 2n responses with reference_samples=both; gradient flows through it. It is the same for each pair.
 
     Gradient: of the sum over the batch, dL/ds_w = -1 and dL/ds_l = e^{s_l} / mean e^{s_l}. The pushes of a batch
     always add up to its pulls; they go to the rejected responses whose ratio is large compared with the others'.

@@ -77,7 +77,8 @@ class ConservativeDPO:
 
     Ranges: epsilon is the share of flipped labels, 0.1 where nothing is known; beta as dpo.
 
-    Neighbours: dpo at epsilon = 0; robust_dpo corrects the bias of flipped labels where this one softens them.
+    Neighbours: dpo at epsilon = 0; robust_dpo corrects the bias of flipped labels where this one softens them. TRL's
+    sigmoid ignores its label_smoothing, so TRL has no cdpo.
 
     Source: E. Mitchell, A note on DPO with noisy preferences and relationship to IPO, 2023.
     """

@@ -63,12 +63,13 @@ class BCO:
     s_w, s_l are the log-ratios log pi/pi_ref of the chosen and the rejected response, in nats per response
     (`sum`, the default) or per token (`mean`); beta > 0 has the inverse unit. delta is the mean of all 2n rewards
     beta s of the optimiser batch (null, the default), through which no gradient flows, or a fixed number. A pair's
-    value is the sum of its two responses'; TRL averages over responses and has half of it.
+    value is the sum of its two responses'; a mean over single responses, as trainers of unpaired data take it, has
+    half of it.
 
     Gradient: dL/ds_w = -beta sigma(delta - beta s_w) and dL/ds_l = beta sigma(beta s_l - delta). Each fades once its
     own response lies on the right side of delta.
 
-    Ranges: beta 0.1 in TRL; the paper's delta is a running mean of the rewards.
+    Ranges: beta 0.1 in TRL; the paper's delta is a running mean of the rewards over batches.
 
     Neighbours: bce is beta = 1, delta = 0 on means; TRL's bco_pair is delta = 0; kto bounds the same two terms.
 
@@ -123,7 +124,7 @@ class KTO:
 
     Ranges: lam_d = lam_u = 1 and beta 0.01, 0.05, 0.1 in SimPO's comparison.
 
-    Neighbours: apo_zero is z = 0; bco has unbounded terms; brier squares them.
+    Neighbours: apo_zero is z = 0 with equal weights, less 1; bco has unbounded terms; brier squares them.
 
     Source: arXiv 2402.01306, eq. 7.
     """
@@ -174,7 +175,7 @@ class APOZero:
 
     Ranges: beta as dpo.
 
-    Neighbours: kto at z = 0; apo_down is for data whose chosen responses are worse than the model's own.
+    Neighbours: kto at z = 0, less 1; apo_down is for data whose chosen responses are worse than the model's own.
 
     Source: arXiv 2408.06266, eq. 7.
     """

@@ -30,6 +30,7 @@ class IPO:
     Ranges: tau 0.01, 0.1, 0.5, 1 in SimPO's comparison.
 
     Neighbours: dpo and rso put another function on the same margin; sppo gives each response a target of its own.
+    TRL's ipo is the one per token, with beta for tau.
 
     Source: arXiv 2310.12036, eq. 17.
     """
@@ -68,7 +69,8 @@ class RSO:
 
     Ranges: beta as dpo.
 
-    Neighbours: dpo is its smooth form; slic puts the hinge on the policy's own log-probs. TRL calls it hinge.
+    Neighbours: dpo is its smooth form; slic puts the hinge on the policy's own log-probs. TRL's DPO trainer calls
+    it hinge.
 
     Source: the hinge-norm loss of RSO, arXiv 2309.06657.
     """

@@ -11,6 +11,7 @@ from torch import Tensor
 from dil_cli.errors import require_not_negative, require_positive
 from dil_cli.losses.common import (
     Reduction,
+    beyond_cap,
     guarded_exp,
     policy_scores,
     reduce_logps,
@@ -38,7 +39,8 @@ class SLiC:
 
     Ranges: lam 0.1, 0.5, 1, 10 and delta 0.1, 0.5, 1, 2 in SimPO's comparison.
 
-    Neighbours: rrhf is delta = 0 on means; rso puts the hinge on log-ratios to a reference.
+    Neighbours: rrhf is delta = 0 on means; rso puts the hinge on log-ratios to a reference. The hinge of TRL's DPO
+    trainer is rso; that of its CPO trainer is this one on sums, with the likelihood as one mean over all tokens.
 
     Source: SLiC-HF, arXiv 2305.10425.
     """
@@ -170,7 +172,8 @@ class ORPO:
 
     Ranges: lam 0.1 in the paper; 0.1, 0.5, 1, 2 in SimPO's comparison.
 
-    Neighbours: sft + a dpo-like term; simpo compares log-probs where this one compares log-odds.
+    Neighbours: sft + a dpo-like term; simpo compares log-probs where this one compares log-odds. TRL takes the
+    likelihood as one mean over all tokens of the batch.
 
     Source: arXiv 2403.07691.
     """
@@ -255,7 +258,7 @@ class SimPER:
 
     p_w, p_l are the policy's log-probs of the chosen and the rejected response in nats per token; the loss is
     defined on means only, where e^p is one over the perplexity. It lies in -1 to 1 and has no hyper-parameter. A
-    log-prob above 0 is rounding; e^p continues along its tangent there.
+    log-prob above 0 is rounding; e^p continues along its tangent there, and the pair counts as guarded.
 
     Gradient: dL/dp_w = -e^{p_w} and dL/dp_l = e^{p_l}, in 0 to 1. The push fades as the rejected response becomes
     unlikely, and so does the pull on an unlikely chosen one.
@@ -278,9 +281,10 @@ class SimPER:
         require_reduction(self.name, self.reduction, Reduction.mean)
 
     def __call__(self, pair: PairLogps) -> LossOutput:
-        """Losses (B,)."""
+        """Losses (B,), and where a log-prob was above 0."""
         p_w_B, p_l_B = policy_scores(pair, self.reduction)
-        return LossOutput(guarded_exp(p_l_B, cap=0.0) - guarded_exp(p_w_B, cap=0.0))
+        loss_B = guarded_exp(p_l_B, cap=0.0) - guarded_exp(p_w_B, cap=0.0)
+        return LossOutput(loss_B, beyond_cap(0.0, p_w_B, p_l_B))
 
     def at_reference(self) -> float | None:
         """None: the value depends on the log-probs themselves."""

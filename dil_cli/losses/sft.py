@@ -22,7 +22,8 @@ class SFT:
 
     Ranges: none.
 
-    Neighbours: ukl adds a push on the rejected response; as a term of combine it holds the chosen one.
+    Neighbours: ukl adds a push on the rejected response; as a term of combine it holds the chosen one. TRL
+    takes one mean over all tokens of the batch, where a long response weighs more.
 
     Source: maximum likelihood; log-loss behaviour cloning in the words of arXiv 2503.05079.
     """

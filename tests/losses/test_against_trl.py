@@ -182,6 +182,17 @@ def test_ipo_of_trl_is_not_ipo_on_sums_and_its_hinge_is_not_slic(seed):
 
 
 @pytest.mark.parametrize("seed", range(3))
+def test_a_sum_of_losses_is_equal(seed):
+    batch = Batch(seed)
+    theirs = trl_dpo(batch, "", loss_types=["sigmoid", "ipo", "bco_pair"], loss_weights=[0.8, 0.2, 1.0], beta=0.3)
+    terms = {
+        "dpo": {"weight": 0.8, "beta": 0.3}, "ipo": {"weight": 0.2, "tau": 0.3},
+        "bco": {"weight": 1.0, "beta": 0.3, "delta": 0.0},
+    }  # fmt: skip
+    same("loss_weights = combine", of(loss("combine", terms=terms), batch), theirs)
+
+
+@pytest.mark.parametrize("seed", range(3))
 def test_sft_of_trl_weighs_tokens_ours_responses(seed):
     """TRL takes one mean over all tokens of the batch: our sum over responses, divided by their tokens."""
     batch = Batch(seed)
@@ -190,14 +201,10 @@ def test_sft_of_trl_weighs_tokens_ours_responses(seed):
     same("sft per token", (value * factor, gradient * factor), trl_dpo(batch, "sft"))
 
 
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("weights", [(1.0, 1.0), (1.5, 0.5)])
-def test_kto_of_trl_is_half_of_ours_for_one_z(weights, seed):
-    """TRL averages over 2n responses; its z is of mismatched pairs, which a loss does not see, so z is given here."""
+def trl_kto(batch: Batch, loss_type: str, z: float, weights: tuple[float, float]) -> tuple[Tensor, Tensor]:
+    """KTOTrainer's own loss, the chosen responses as desirable and the rejected ones as undesirable examples."""
     from trl import KTOTrainer
 
-    batch = Batch(seed)
-    z = 1.75
     rows, width = batch.mask.shape
     inputs = {
         "label": torch.tensor([True] * PAIRS + [False] * PAIRS),
@@ -210,15 +217,29 @@ def test_kto_of_trl_is_half_of_ours_for_one_z(weights, seed):
     nothing = torch.zeros(rows, width)
     outputs = SimpleNamespace(log_probs=batch.logps * batch.mask, entropy=nothing, mean_logits=nothing)
     trainer = SimpleNamespace(
-        model=SimpleNamespace(training=True), accelerator=accelerator(), aux_loss_enabled=False, loss_type="kto",
-        precompute_ref_logps=True, calculate_KL=True, beta=0.1, desirable_weight=weights[0],
+        model=SimpleNamespace(training=True), accelerator=accelerator(), aux_loss_enabled=False, loss_type=loss_type,
+        precompute_ref_logps=True, calculate_KL=loss_type == "kto", beta=0.1, desirable_weight=weights[0],
         undesirable_weight=weights[1], _compute_kl_logps=lambda model, inputs: torch.full((rows,), z).double(),
         _metrics={"train": defaultdict(list)}, _total_train_tokens=0, _tp_size=1,
     )  # fmt: skip
     value = KTOTrainer._compute_loss(trainer, lambda **_: outputs, inputs, False)
-    theirs = value.detach(), torch.autograd.grad(value, batch.logps)[0] * batch.mask
-    value, gradient = of(loss("kto", z=z, lam_d=weights[0], lam_u=weights[1]), batch)
-    same("kto / 2", (value / 2, gradient / 2), theirs)
+    return value.detach(), torch.autograd.grad(value, batch.logps)[0] * batch.mask
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (1.5, 0.5)])
+def test_kto_of_trl_is_half_of_ours_for_one_z(weights, seed):
+    """TRL averages over 2n responses; its z is of mismatched pairs, which a loss does not see, so z is given here."""
+    batch = Batch(seed)
+    value, gradient = of(loss("kto", z=1.75, lam_d=weights[0], lam_u=weights[1]), batch)
+    same("kto / 2", (value / 2, gradient / 2), trl_kto(batch, "kto", 1.75, weights))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_apo_zero_of_trl_s_unpaired_trainer_adds_one_and_halves(seed):
+    batch = Batch(seed)
+    value, gradient = of(loss("apo_zero"), batch)
+    same("(apo_zero + 1) / 2", ((value + 1) / 2, gradient / 2), trl_kto(batch, "apo_zero_unpaired", 0.0, (1.0, 1.0)))
 
 
 def trl_without_reference(kind: str, batch: Batch, **settings) -> tuple[Tensor, Tensor]:
@@ -262,6 +283,15 @@ def test_cpo_is_equal_but_for_the_unit_of_its_likelihood_term(seed):
     # and ours per response with lam divided by the mean length in general.
     lam = float(0.7 * PAIRS / batch.tokens[:PAIRS].sum())
     same("cpo, lam / mean length", of(loss("cpo", lam=lam), batch), trl_without_reference("cpo", batch, cpo_alpha=0.7))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_slic_is_the_hinge_of_trl_s_cpo_but_for_the_unit_of_its_likelihood_term(seed):
+    """That one is SLiC-HF's, on the policy's own log-probs; DPOTrainer's `hinge` is rso."""
+    batch = Batch(seed)
+    lam = float(0.7 * PAIRS / batch.tokens[:PAIRS].sum())
+    theirs = trl_without_reference("cpo", batch, loss_type="hinge", beta=1.0, cpo_alpha=0.7)
+    same("slic on sums, lam / mean length", of(loss("slic", lam=lam, reduction=SUM), batch), theirs)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -112,6 +112,7 @@ GUARDED = [
     (LOSSES["jeffreys"](reduction=SUM), [[-29, 29], [-31, 0], [0, 31], [500, -500]], [0, 1, 1, 0]),
     (LOSSES["fdpo"](divergence=Divergence.forward_kl), [[-29, 0], [-31, 0], [0, -31], [500, 500]], [0, 1, 1, 0]),
     (LOSSES["fdpo"](divergence=Divergence.alpha, alpha=0.5), [[-59, 0], [-61, 0], [0, -61]], [0, 1, 1]),
+    (LOSSES["simper"](), [[-1, -1], [0, 0], [0.1, -1], [-1, 0.1]], [0, 0, 1, 1]),
     (LOSSES["ukl_official"](), [[31, 0], [0, 29], [0, 31]], [0, 0, 1]),
     (Bregman(h=lambda r: r**2, reduction=SUM), [[14, 0], [16, 0], [0, -16], [0, 14]], [0, 1, 1, 0]),
     (Bregman(h="ukl", reduction=SUM), [[31, 29], [0, 31]], [0, 1]),
