@@ -26,9 +26,9 @@ ROUNDING = {True: 3e-2, False: 1e-4}
 """Relative difference that counts as rounding, by whether the weights have two bytes. Autocast is off in the check."""
 
 WORDS = {
-    Layout.shared: "packed rows, each prompt once",
-    Layout.separate: "packed rows, each prompt twice",
-    Layout.padded: "padded rows of similar length",
+    Layout.shared: "packed, each prompt once",
+    Layout.separate: "packed, each prompt twice",
+    Layout.padded: "padded, of similar length",
 }
 LENGTHS = ((24, 17, 11), (9, 5, 14), (1, 1, 6))
 """Tokens of prompt, chosen and rejected response of the pairs that are tried."""
@@ -88,9 +88,11 @@ def choose_layout(model: PreTrainedModel, compute: Compute, max_length: int) -> 
 
 
 def _because(refused: Sequence[tuple[Layout, str, str]]) -> str:
-    """Why not a faster layout, each reason once."""
-    first = {reason: f"{layout.value} by {attention}" for layout, attention, reason in reversed(refused)}
-    return "".join(f"; not {what}: {reason}" for reason, what in reversed(first.items()))
+    """Why not a faster one, each reason once."""
+    reasons: dict[str, list[str]] = {}
+    for layout, attention, reason in refused:
+        reasons.setdefault(reason, []).append(f"{WORDS[layout]} by {attention}")
+    return "".join(f"; not {' or '.join(tried)}: {reason}" for reason, tried in reasons.items())
 
 
 def _candidates(device: torch.device) -> Iterator[tuple[Layout, str]]:

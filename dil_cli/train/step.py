@@ -109,9 +109,9 @@ def accumulate_gradient(model: PreTrainedModel, loss: PreferenceLoss, batch: Bat
         if whole is None:
             parts.append(differentiate(loss, part, graph))
         slopes = parts[-1].slopes() if whole is None else whole.slopes(group)
+        ends = [graph.policy_chosen_B, graph.policy_rejected_B]
         torch.autograd.backward(
-            [graph.policy_chosen_B, graph.policy_rejected_B],
-            [slope_B.to(compute.device) / len(batch.pairs) for slope_B in slopes],
+            ends, [slope_B.to(end_B) / len(batch.pairs) for slope_B, end_B in zip(slopes, ends, strict=True)]
         )
     return _gather(parts, groups) if whole is None else whole
 

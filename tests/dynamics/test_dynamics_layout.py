@@ -1,0 +1,92 @@
+"""Each architecture gets the fastest layout that is right for it, and one that is not right is found out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from architectures import DO_NOT, TAKE_PACKED_ROWS, WINDOW, build
+from torch import nn
+
+from dil_cli.dynamics.layout import Choice, choose_layout
+from dil_cli.dynamics.measure import Compute, Layout
+from dil_cli.models import packed_attention, tiled_attention
+
+COMPUTE = Compute(torch.device("cpu"), bf16=True, token_budget=64, pad_id=0)
+
+
+def choose(name: str, max_length: int = 100) -> Choice:
+    model = build(name)
+    choice = choose_layout(model, COMPUTE, max_length)
+    assert model.config._attn_implementation == choice.attention
+    assert (choice.compute.bf16, choice.compute.token_budget) == (True, 64)
+    return choice
+
+
+@pytest.mark.parametrize("name", TAKE_PACKED_ROWS)
+def test_packed_rows_with_one_prompt_where_they_are_right(name: str):
+    choice = choose(name)
+    assert choice.compute.layout is Layout.shared
+    assert choice.line.startswith("rows: packed, each prompt once (dil_tiles, checked to ")
+
+
+@pytest.mark.parametrize("name", DO_NOT)
+def test_padded_rows_for_an_architecture_that_ignores_the_attention(name: str):
+    choice = choose(name)
+    assert choice.compute.layout is Layout.padded
+    assert choice.attention in {"eager", "sdpa"}
+    reason = "its attention takes s_aux" if name == "GptOss" else "it does not use the attention it is given"
+    tried = "packed, each prompt once by dil_tiles or packed, each prompt twice by dil_tiles"
+    assert choice.line == f"rows: padded, of similar length ({choice.attention}), slower; not {tried}: {reason}"
+
+
+class WithoutPositions(nn.Module):
+    """A body that numbers its row from the left, whatever positions it is given."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, position_ids: object = None, **rest: object) -> object:
+        return self.body(**rest)
+
+
+def test_two_copies_of_the_prompt_where_positions_are_ignored():
+    # Rotary positions count only relative to each other: right in a copy of its own, wrong after the other response.
+    model = build("Llama")
+    model.model = WithoutPositions(model.model)
+    model.get_input_embeddings = lambda: model.model.body.embed_tokens
+    choice = choose_layout(model, COMPUTE, 100)
+    assert choice.compute.layout is Layout.separate
+    assert choice.line.startswith("rows: packed, each prompt twice (dil_tiles, checked to ")
+    assert "; not packed, each prompt once by dil_tiles: it differs by " in choice.line
+
+
+@pytest.mark.parametrize("broken", ["scale", "window", "gradient"])
+def test_attention_that_is_slightly_wrong_is_found_out(broken: str, monkeypatch: pytest.MonkeyPatch):
+    right = tiled_attention.tiled_attention
+
+    def wrong(module, query, key, value, mask, scaling, sliding_window=None, **rest):  # type: ignore[no-untyped-def]
+        scaling = scaling * 1.01 if broken == "scale" else scaling
+        sliding_window = sliding_window + 1 if broken == "window" else sliding_window
+        key = key.detach() if broken == "gradient" else key
+        return right(module, query, key, value, mask, scaling=scaling, sliding_window=sliding_window, **rest)
+
+    monkeypatch.setattr(tiled_attention, "tiled_attention", wrong)
+    try:
+        choice = choose("Mistral")
+    finally:
+        monkeypatch.undo()
+        packed_attention.register()
+    assert choice.compute.layout is Layout.padded
+    assert "it differs by" in choice.line
+
+
+def test_a_window_that_no_row_reaches_needs_no_long_prompt(monkeypatch: pytest.MonkeyPatch):
+    tokens = []
+    set_stems = packed_attention.set_stems
+    monkeypatch.setattr(
+        "dil_cli.models.logps.set_stems", lambda stems: tokens.append(stems[0].prompt) or set_stems(stems)
+    )
+    choose("Mistral", max_length=WINDOW)
+    choose("Mistral", max_length=4 * WINDOW)
+    assert tokens == [24, WINDOW + 8]
