@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -148,10 +148,13 @@ class ReferenceCache:
         self.values.update((one.key, one.logp) for one in finite)
         if not finite or not self._writable:
             return
+        self._write(lambda: write_column(self.folder, self.reference.key, finite))
+
+    def _write(self, write: Callable[[], object]) -> None:
         try:
             if not (self.folder / RECORD).is_file():
                 write_json(self.folder / RECORD, self._record())
-            write_column(self.folder, self.reference.key, finite)
+            write()
         except OSError as error:
             self._writable = False
             self.notices.append(f"the reference cache {self.folder} cannot be written ({error.strerror or error})")
