@@ -105,11 +105,9 @@ def find(entries: Sequence[E], key: str) -> E:
     if len(matching) == 1:
         return matching[0]
     if not matching:
-        raise DilError(
-            f"nothing in the cache has a key that begins with {key}", f"dil cache ... {key}", "dil cache list"
-        )
+        raise DilError(f"nothing in the cache has a key that begins with {key}", f"KEY {key}", "dil cache list")
     known = ", ".join(entry.key[:12] for entry in matching[:4])
-    raise DilError(f"{len(matching)} keys begin with {key}: {known}", f"dil cache ... {key}", "add more digits")
+    raise DilError(f"{len(matching)} keys begin with {key}: {known}", f"KEY {key}", "add more digits")
 
 
 def _reference(folder: Path) -> ReferenceEntry:
