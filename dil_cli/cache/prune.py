@@ -49,10 +49,10 @@ def prune(
     if older_than_days is not None:
         before = time.time() - older_than_days * DAY_S
         entries = [entry for entry in entries if entry.used < before]
-    chosen = {entry: _broken(entry) if damaged else entry.all_files for entry in entries}
+    chosen = [(entry, _broken(entry) if damaged else entry.all_files) for entry in entries]
     lines, count, size = [], 0, 0
     verb = "would remove" if dry_run else "removed"
-    for entry, files in chosen.items():
+    for entry, files in chosen:
         if files or not (damaged or entry.files):
             lines.append(f"{verb} {_describe(entry, damaged)}")
             done, freed = _remove(files, dry_run)

@@ -53,11 +53,9 @@ def verify(cache: Path, key: str | None, sample: int, trust_remote_code: bool) -
             print(f"{name}: not verified, {error.what}")
             continue
         fine = difference <= tolerance
-        verdict = "agree" if fine else f"DIFFER by more than {tolerance:g}; dil cache prune {entry.key[:SHOWN_DIGITS]}"
-        print(
-            f"{name}: {count} of {entry.responses:,} responses recomputed, largest difference {difference:.1e}", end=""
-        )
-        print(f" (relative): they {verdict}")
+        verdict = "agree" if fine else f"DIFFER by more than {tolerance:g}: dil cache prune {entry.key[:SHOWN_DIGITS]}"
+        extent = f"{count} of {entry.responses:,} responses computed again"
+        print(f"{name}: {extent}, largest relative difference {difference:.1e}: they {verdict}")
         good = good and fine and not entry.damaged
     if refused is not None:
         raise refused

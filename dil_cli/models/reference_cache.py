@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -148,13 +148,14 @@ class ReferenceCache:
         self.values.update((one.key, one.logp) for one in finite)
         if not finite or not self._writable:
             return
-        self._write(lambda: write_column(self.folder, self.reference.key, finite))
+        self._write(finite)
 
-    def _write(self, write: Callable[[], object]) -> None:
+    def _write(self, finite: Sequence[Scored]) -> None:
         try:
             if not (self.folder / RECORD).is_file():
                 write_json(self.folder / RECORD, self._record())
-            write()
+            if finite:
+                write_column(self.folder, self.reference.key, finite)
         except OSError as error:
             self._writable = False
             self.notices.append(f"the reference cache {self.folder} cannot be written ({error.strerror or error})")
@@ -172,6 +173,8 @@ class ReferenceCache:
                     path.rename(path.with_name(path.name + DAMAGED))
             except OSError as error:
                 faults[path] = f"it cannot be read: {error.strerror or error}"
+        if self.values:
+            self._write(())  # the record, should it be gone
         mark_used(self.folder / RECORD)
         if faults:
             (path, reason), *more = faults.items()

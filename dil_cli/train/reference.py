@@ -37,10 +37,10 @@ class LookUp:
     def describe(self) -> str:
         """One line for the user."""
         total = len(self.pairs)
-        if not self.missing:
-            return f"all {total:,} pairs from the cache"
-        rest = "all computed" if not self.hits else "the others computed"
-        return f"{self.hits:,} of {total:,} pairs from the cache, {rest}"
+        if not self.hits:
+            return f"all {total:,} pairs computed"
+        rest = ", the others computed" if self.missing else ""
+        return f"{self.hits:,} of {total:,} pairs from the cache{rest}"
 
 
 def open_cache(config: TrainConfig, model: PreTrainedModel, weights_sha256: str, compute: Compute) -> ReferenceCache:
