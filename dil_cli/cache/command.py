@@ -36,6 +36,7 @@ verify ends with 1 if a value differs by more than 1e-4 (fp32) or 2e-2 (bf16) of
 with 2 if a model is not there or no longer the one.
 """
 
+DEFAULT_SAMPLE = 64
 ACTIONS = ("list", "verify", "prune")
 VALUES = {"--output": "outputs", "--sample": "64", "--older-than": "30"}
 """Options that take a value, with an example."""
@@ -70,21 +71,21 @@ class Request:
             raise DilError(f"there is no folder {output}", f"--output {output}", "--output outputs")
         return output / "cache"
 
-    def number(self, option: str, default: float | None = None) -> float | None:
-        """The value of an option that is a number, 0 or more.
+    def number(self, option: str, least: float) -> float | None:
+        """The value of an option that is a number, `least` or more.
 
         Raises:
             DilError: when it is not.
         """
         if option not in self.options:
-            return default
+            return None
         try:
             value = float(self.options[option])
         except ValueError:
             value = math.nan
-        if not (math.isfinite(value) and value >= 0):
+        if not (math.isfinite(value) and value >= least):
             raise DilError(
-                f"{option} is {self.options[option]}, it must be a number, 0 or more",
+                f"{option} is {self.options[option]}, it must be a number, {least} or more",
                 f"dil cache {self.action} {option}",
                 f"{option} {VALUES[option]}",
             )
@@ -112,7 +113,7 @@ def run(argv: Sequence[str]) -> int:
         for line in prune(
             request.folder,
             key=request.key,
-            older_than_days=request.number("--older-than"),
+            older_than_days=request.number("--older-than", least=0),
             damaged="--damaged" in request.options,
             everything="--all" in request.options,
             dry_run="--dry-run" in request.options,
@@ -121,8 +122,8 @@ def run(argv: Sequence[str]) -> int:
         return 0
     from dil_cli.cache.verify import verify
 
-    sample = request.number("--sample", 64)
-    return verify(request.folder, request.key, max(1, int(sample or 0)), "--trust-remote-code" in request.options)
+    sample = int(request.number("--sample", least=1) or DEFAULT_SAMPLE)
+    return verify(request.folder, request.key, sample, "--trust-remote-code" in request.options)
 
 
 def parse(argv: Sequence[str]) -> Request:
