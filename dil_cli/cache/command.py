@@ -148,8 +148,10 @@ def parse(argv: Sequence[str]) -> Request:
             options[flag] = value if equals else words.pop(0) if words and not words[0].startswith("--") else ""
             if not options[flag]:
                 raise DilError(f"{flag} needs a value", f"dil cache {action} {flag}", f"{flag} {VALUES[flag]}")
+        elif equals:
+            raise DilError(f"{flag} takes no value", f"dil cache {action} {word}", f"dil cache {action} {flag}")
         else:
-            options[word] = ""
+            options[flag] = ""
     if len(keys) > (0 if action == "list" else 1):
         extra = keys[-1]
         raise DilError(f"'{extra}' is too much", f"dil cache {' '.join(argv)}", f"dil cache {action}")
