@@ -155,9 +155,7 @@ def test_verify_runs_no_code_of_a_repository_unasked(cache, folder: Path):
     assert cache("verify", "--trust-remote-code")[0] == 0
 
 
-def test_one_that_cannot_be_verified_hides_no_other(
-    dil_here, cache, small_run, folder: Path, own_model: Path
-):
+def test_one_that_cannot_be_verified_hides_no_other(dil_here, cache, small_run, folder: Path, own_model: Path):
     dil_here("train", *small_run, "probe.times=1", "optim.epochs=0.1", "model.dtype=bf16")
     shutil.rmtree(own_model)
     code, out, _ = cache("verify")
