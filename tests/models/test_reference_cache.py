@@ -115,10 +115,11 @@ def overwritten(path: Path) -> None:
     path.write_bytes(b"hello")
 
 
-def one_bit_turned(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
+def one_bit_of_a_value_turned(path: Path) -> None:
+    content = path.read_bytes()
+    values = load(content)["logp"].tobytes()
+    assert content.count(values) == 1
+    path.write_bytes(content.replace(values, bytes([values[0] ^ 1]) + values[1:]))
 
 
 def renamed_content(path: Path, content: bytes) -> None:
@@ -153,7 +154,7 @@ def of_another_reference(path: Path) -> None:
 @pytest.mark.parametrize(
     "damage",
     [
-        truncated, emptied, overwritten, one_bit_turned, garbage_under_a_good_name, a_column_is_short,
+        truncated, emptied, overwritten, one_bit_of_a_value_turned, garbage_under_a_good_name, a_column_is_short,
         a_column_is_missing, of_another_reference,
     ],
 )  # fmt: skip
