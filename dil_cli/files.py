@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ def replacing(path: Path) -> Iterator[Path]:
     After an exception the old content stays and the temporary one is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Random, since a process id is not unique among the machines that share a network file system.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
         _sync(temporary)
@@ -36,6 +38,12 @@ def write_json(path: Path, value: Any) -> None:
     """`value` as indented JSON; keys keep their order."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def mark_used(path: Path) -> None:
+    """Let the modification time of a cached file say when it was last of use; of no matter where that is refused."""
+    with suppress(OSError):
+        os.utime(path)
 
 
 def _sync(path: Path) -> None:

@@ -14,9 +14,10 @@ from dil_cli.errors import DilError
 COMMANDS = {
     "train": "train a policy on preference pairs and record its likelihood dynamics",
     "losses": "list the losses, explain one, draw their gradients",
+    "cache": "list, verify and remove what runs keep for each other",
 }
 
-WITHOUT_CONFIG = {"losses": "dil_cli.catalogue.command"}
+WITHOUT_CONFIG = {"losses": "dil_cli.catalogue.command", "cache": "dil_cli.cache.command"}
 """Commands that compose no config: `run(argv)` of their module does all, `--help` included."""
 
 HELP = f"""dil {__version__}: preference optimisation by direct imitation learning (arXiv 2503.05079)
@@ -32,6 +33,7 @@ examples:
   dil train loss=dpo loss.beta=0.05 seed=1      any value can be set
   dil train model=mistral7b data=ultrafeedback  the paper's 7B setting
   dil losses ukl                                what a loss is; dil losses lists all
+  dil cache list                                the reference log-probs that runs share
 
 dil COMMAND --help explains a command. Errors in three lines; DIL_TRACEBACK=1 adds the traceback.
 """

@@ -15,6 +15,7 @@ from dil_cli.data import token_cache
 from dil_cli.data.encode import EncodedPair, Encoder
 from dil_cli.data.template import PairText, TemplateRefusal, effective_template, pair_text
 from dil_cli.errors import DilError
+from dil_cli.files import mark_used
 from dil_cli.types import PreferencePair, TokenisedPair
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ def tokenise_pairs(
     if path.exists():
         try:
             kept, counts = token_cache.read(path, key)
+            mark_used(path)
             return flip_labels(TokenisedSplit(kept, TokenCounts(**counts)), flipped)
         except Exception as error:  # whatever a damaged file makes pyarrow or json raise
             reason = next(iter(str(error).splitlines()), type(error).__name__)

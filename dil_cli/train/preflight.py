@@ -27,7 +27,7 @@ def check_reference(
     reference: PairLogps,
     compute: Compute,
 ) -> float:
-    """The policy must be the reference at step 0: same log-probs, and the loss's known value there.
+    """The policy must be the reference at step 0: same log-probs (`check_column`), and the loss's known value there.
 
     Args:
         pairs: a few training pairs.
@@ -39,18 +39,10 @@ def check_reference(
     Raises:
         RunFailed: when the policy has drifted from its reference before any step.
     """
+    policy = check_column(model, pairs, reference, compute)
     with torch.no_grad():
-        policy = forward_pairs(model, pairs, compute).map(lambda x_B: x_B.cpu())
         value = float(loss(with_reference(policy, reference)).loss_B.double().mean())
     tolerance = TOLERANCE[compute.bf16]
-    for side in ("chosen", "rejected"):
-        now_B, then_B = (getattr(x, f"policy_{side}_B").double() for x in (policy, reference))
-        worst = float(((now_B - then_B).abs() / then_B.abs().clamp(min=1.0)).max())
-        if not worst <= tolerance:
-            raise RunFailed(
-                f"the policy is not its reference before the first step ({side} log-probs differ by {worst:.1e})",
-                where="preflight", fix="is dropout on, or the reference column from another model?",
-            )  # fmt: skip
     expected = loss.at_reference()
     if expected is not None and not math.isclose(value, expected, rel_tol=50 * tolerance, abs_tol=50 * tolerance):
         raise RunFailed(
@@ -58,6 +50,33 @@ def check_reference(
             where="preflight",
         )
     return value
+
+
+def check_column(
+    model: PreTrainedModel, pairs: Sequence[TokenisedPair], column: PairLogps, compute: Compute
+) -> PairLogps:
+    """The log-probs of a few pairs now, which must be those of `column`, cached or computed before.
+
+    Raises:
+        RunFailed: when they differ by more than the order of sums explains.
+    """
+    with torch.no_grad():
+        policy = forward_pairs(model, pairs, compute).map(lambda x_B: x_B.cpu())
+    for side in ("chosen", "rejected"):
+        now_B, then_B = (getattr(x, f"policy_{side}_B") for x in (policy, column))
+        worst = relative_difference(now_B, then_B)
+        if not worst <= TOLERANCE[compute.bf16]:
+            raise RunFailed(
+                f"the policy is not its reference before the first step ({side} log-probs differ by {worst:.1e})",
+                where="preflight", fix="is dropout on? is the cached reference another's? dil cache verify tells",
+            )  # fmt: skip
+    return policy
+
+
+def relative_difference(now_B: torch.Tensor, then_B: torch.Tensor) -> float:
+    """The largest difference of two summed log-probs relative to the second, absolute where that is below a nat."""
+    now_B, then_B = now_B.double(), then_B.double()
+    return float(((now_B - then_B).abs() / then_B.abs().clamp(min=1.0)).max())
 
 
 def show_pair(pair: TokenisedPair, tokenizer: PreTrainedTokenizerBase, width: int = 160) -> list[str]:

@@ -29,13 +29,15 @@ class Probe:
     ) -> None:
         self.model, self.pairs, self.loss, self.compute, self.folder = model, pairs, loss, compute, folder
         self.start: PairLogps | None = None
+        """At step 0: given from the reference column, whose cache may have it, or else measured first."""
 
     def measure(self, step: int, advance: Callable[[int], None] = lambda pairs_done: None) -> dict[str, Any]:
         """Score the pairs, write `probe/step-*.parquet`, and return the row for the record.
 
         The first call is step 0; the policy is its own reference there, for every loss.
         """
-        policy = score_pairs(self.model, self.pairs, self.compute, advance)
+        known = self.start if step == 0 else None
+        policy = score_pairs(self.model, self.pairs, self.compute, advance) if known is None else known
         if self.start is None:
             self.start = policy
         logps = with_reference(policy, self.start)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,12 @@ from dil_cli.data.load import PairSplits, load_pairs
 from dil_cli.data.template import effective_template
 from dil_cli.data.token_cache import tokenizer_fingerprint
 from dil_cli.dynamics.alarms import Alarm, new_alarms
-from dil_cli.dynamics.measure import score_pairs
 from dil_cli.dynamics.plots import dynamics_curves, plot_dynamics
 from dil_cli.dynamics.probe import choose_probe, probe_steps
 from dil_cli.errors import RunFailed
 from dil_cli.files import write_json
 from dil_cli.models.load import weights_fingerprint
+from dil_cli.models.reference_cache import ReferenceCache
 from dil_cli.models.save import save_checkpoint
 from dil_cli.tracking.console import ConsoleSink, make_console
 from dil_cli.tracking.record import MetricsRecord, read_metrics
@@ -28,10 +29,12 @@ from dil_cli.tracking.sink import RunInfo, Sink, Sinks
 from dil_cli.train.batches import StepPlan
 from dil_cli.train.loop import train
 from dil_cli.train.optimiser import build_optimisers
-from dil_cli.train.preflight import check_reference, show_pair
+from dil_cli.train.preflight import check_column, check_reference, show_pair
 from dil_cli.train.prepare import Prepared, prepare, stay_offline_if_local
 from dil_cli.train.probe import Probe
+from dil_cli.train.reference import complete, look_up, open_cache
 from dil_cli.train.step import Batch
+from dil_cli.types import PairLogps, TokenisedPair
 
 PREFLIGHT_PAIRS = 8
 
@@ -129,11 +132,14 @@ class Run:
         """The training pairs with their reference column, checked against the policy; and the loss at step 0."""
         for line in show_pair(self.pairs[0], self.tokenizer):
             self.console.note(line)
-        if not self.config.loss.needs_reference:
-            return Batch(self.pairs, None, None), None
-        with self.console.phase("reference log-probs", len(self.pairs)) as phase:
-            column = score_pairs(self.model, self.pairs, self.compute, phase.advance)
+        self.weights_sha256 = weights_fingerprint(self.model)
+        cache = open_cache(self.config, self.model, self.weights_sha256, self.compute)
         first = slice(0, PREFLIGHT_PAIRS)
+        self.probe.start = start = self._column("probe set at step 0", self.probe.pairs, cache)
+        if not self.config.loss.needs_reference:
+            check_column(self.model, self.probe.pairs[first], start.map(lambda x_B: x_B[first]), self.compute)
+            return Batch(self.pairs, None, None), None
+        column = self._column("reference log-probs", self.pairs, cache)
         value = check_reference(
             self.model, self.config.loss, self.pairs[first], column.map(lambda x_B: x_B[first]), self.compute
         )
@@ -141,6 +147,19 @@ class Run:
         known = "" if expected is None else f" (exact: {expected:.6f})"
         self.console.note(f"policy = reference: {self.config.loss.name} is {value:.6f}{known}")
         return Batch(self.pairs, column.policy_chosen_B, column.policy_rejected_B), value
+
+    def _column(self, name: str, pairs: Sequence[TokenisedPair], cache: ReferenceCache) -> PairLogps:
+        """The starting model's log-probs, from the cache as far as it has them."""
+        found = look_up(pairs, cache)
+        if found.missing:
+            with self.console.phase(name, len(found.missing)) as phase:
+                column = complete(found, self.model, self.compute, cache, phase.advance)
+        else:
+            column = complete(found, self.model, self.compute, cache)
+        self.console.note(f"{name}: {found.describe()}")
+        while cache.notices:
+            self.console.note(cache.notices.pop(0))
+        return column
 
     def _train(self, batch: Batch) -> None:
         optim = self.config.optim
@@ -238,7 +257,7 @@ class Run:
             "model": {
                 "source": self.config.model.path,
                 "parameters": self.model.num_parameters(),
-                "weights_sha256": weights_fingerprint(self.model),
+                "weights_sha256": self.weights_sha256,
             },
             "tokenizer_sha256": tokenizer_fingerprint(self.tokenizer),
             "template_sha256": template,

@@ -1,0 +1,1 @@
+"""`dil cache`: what runs keep for each other, listed, verified, removed."""

@@ -1,0 +1,84 @@
+"""`dil cache list`: two tables, what is cached and when it was last of use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from pathlib import Path
+
+from dil_cli.cache.contents import Entry, ReferenceEntry, TokenEntry, references, token_files
+
+SHOWN_DIGITS = 12
+REFERENCE_HEAD = ("key", "model", "compute", "parameters", "responses", "files", "size", "created", "last used", "")
+TOKEN_HEAD = ("key", "pairs", "tokens", "size", "last used", "")
+
+
+def listing(cache: Path) -> str:
+    """Everything in the cache folder, as text."""
+    parts = []
+    if known := references(cache):
+        parts.append(f"reference log-probs in {cache / 'reference'}\n" + table(REFERENCE_HEAD, map(_reference, known)))
+    if splits := token_files(cache):
+        parts.append(f"tokenised pairs in {cache / 'tokens'}\n" + table(TOKEN_HEAD, map(_tokens, splits)))
+    return "\n".join(parts) or f"nothing is cached in {cache}\n"
+
+
+def model_name(entry: ReferenceEntry) -> str:
+    """The folder or hub id the reference was loaded from, with its revision."""
+    source = entry.record.get("model")
+    if not isinstance(source, dict):
+        return "(not recorded)"
+    revision = source.get("revision")
+    return f"{source.get('path')}@{revision}" if revision else str(source.get("path"))
+
+
+def size_text(size: int) -> str:
+    """Bytes in a unit a person reads, for example 1.2 MB."""
+    value, units = float(size), ["B", "kB", "MB", "GB"]
+    while value >= 1000 and len(units) > 1:
+        value, units = value / 1000, units[1:]
+    return f"{value:.0f} {units[0]}" if value >= 10 or units[0] == "B" else f"{value:.1f} {units[0]}"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Left-aligned columns, two spaces apart, indented by two."""
+    lines = [head, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    texts = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+    return "".join(f"  {text.rstrip()}\n" for text in texts)
+
+
+def _reference(entry: ReferenceEntry) -> tuple[str, ...]:
+    parameters = entry.record.get("parameters")
+    return (
+        entry.key[:SHOWN_DIGITS],
+        model_name(entry),
+        str(entry.record.get("compute", "?")),
+        f"{parameters:,}" if isinstance(parameters, int) else "?",
+        f"{entry.responses:,}",
+        f"{len(entry.files)}",
+        size_text(entry.size),
+        str(entry.record.get("created", "?"))[:10],
+        day(entry.used),
+        _fault(entry),
+    )
+
+
+def _tokens(entry: TokenEntry) -> tuple[str, ...]:
+    return (
+        entry.key[:SHOWN_DIGITS],
+        f"{entry.pairs:,}",
+        f"{entry.tokens:,}",
+        size_text(entry.size),
+        day(entry.used),
+        _fault(entry),
+    )
+
+
+def day(seconds: float) -> str:
+    """Local date of a file's time."""
+    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d")
+
+
+def _fault(entry: Entry) -> str:
+    return f"{len(entry.damaged)} damaged: dil cache prune --damaged" if entry.damaged else ""
