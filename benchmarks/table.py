@@ -1,0 +1,185 @@
+"""Markdown tables of measurements: `python -m benchmarks.table outputs/bench/*.json`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import machine
+
+TARGETS = (
+    ("dil_cached", "trl_precomputed", "pairs/s, cached, against TRL precomputed", 10.0),
+    ("dil_first", "trl_online", "pairs/s, first run, against TRL online", 9.0),
+    ("dil_cached", "trl_tuned", "pairs/s, cached, against TRL tuned", 4.0),
+)
+"""What is aimed at on HH pairs, 8k vocabulary, fp32."""
+KINDS = {"hh": "HH pairs", "long": "long pairs"}
+
+
+def main() -> None:
+    """Print the tables of all files given."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.table", description=__doc__)
+    parser.add_argument("files", nargs="+", type=Path)
+    print("\n".join(render([json.loads(file.read_text()) for file in parser.parse_args().files])))
+
+
+def render(reports: Sequence[dict[str, Any]]) -> list[str]:
+    """The lines of all tables, each report under its machine."""
+    lines: list[str] = []
+    tables = {"vs_trl": _vs_trl_report, "scaling": _scaling_report, "gpu": _gpu_report}
+    for report in reports:
+        lines += [*tables[report["benchmark"]](report), "", f"Command: `{report['command'].strip()}`", ""]
+        lines += [f"Machine: {machine.line(report['machine'])}.", ""]
+    return lines
+
+
+def _vs_trl_report(report: dict[str, Any]) -> list[str]:
+    lines = ["*A smoke test of a tiny model: the numbers mean nothing.*", ""] if report["quick"] else []
+    for setting in report["settings"]:
+        lines += [*vs_trl_table(setting), ""]
+    return lines + _target_table(report)
+
+
+def vs_trl_table(setting: dict[str, Any]) -> list[str]:
+    """One combination: a row a side, then what the columns need to be read."""
+    sides = {side["name"]: side for side in setting["sides"]}
+    tokens, work = setting["tokens"], setting["work_gflop"]
+    lines = [
+        f"### {KINDS[setting['pairs']]}, {setting['vocab']} vocabulary, {setting['dtype']}", "",
+        "| | pairs/s (slowest to fastest round) | x TRL precomputed | x TRL online | x TRL tuned | memory growth, GB "
+        "| tokens/pair in the body | of the limit |",
+        "|---|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for side in setting["sides"]:
+        if side["failed"]:
+            lines.append(f"| {side['title']} | failed: {side['failed']} | | | | | | |")
+            continue
+        ratios = [_ratio(side, sides.get(name)) for name in ("trl_precomputed", "trl_online", "trl_tuned")]
+        lines.append(
+            f"| {side['title']} | {_speed(side)} | "
+            + " | ".join(ratios)
+            + f" | {side['memory_gb']:.2f} | {side['body_tokens']:.0f} | {100 * side['of_limit']:.0f} % |"
+        )
+    forward = sum(work.values())
+    parts = ", ".join(f"{name} {3 * value:.2f}" for name, value in work.items())
+    lines += [
+        "",
+        f"{setting['source']}. Tokens of a pair: {tokens['padded']:.0f} padded in shuffled batches of "
+        f"{setting['batch']}, {tokens['grouped']:.0f} grouped by length, {tokens['unpadded']:.0f} unpadded, {tokens['unique']:.0f} unique, "
+        f"{tokens['response']:.0f} in the responses. Must-do work: {3 * forward:.2f} GFLOP a pair "
+        f"({parts}), {4 * forward:.2f} with a reference pass; the machine multiplies at {setting['matmul_gflops']:.0f} GFLOP/s. Threads: "
+        + ", ".join(f"{name} {side['threads']}" for name, side in sides.items() if not side["failed"])
+        + f". {setting['rounds']} rounds of {setting['steps']} steps.",
+        "",
+        *_check_lines(setting),
+    ]
+    return lines
+
+
+def _check_lines(setting: dict[str, Any]) -> list[str]:
+    """Whether all sides computed the same thing, in words that a reader can check."""
+    compared = [check for check in setting["checks"] if "first_loss" in check]
+    lines = []
+    if compared:
+        losses = sorted({f"{check['first_loss']:.6f}" for check in compared})
+        loss = " to ".join(dict.fromkeys([losses[0], losses[-1]]))
+        worst = max(check["gradient"] for check in compared)
+        lines.append(
+            f"First step: loss {loss} on all {len(compared)} sides (log 2 = "
+            f"0.693147); gradient norms within {worst:.1e} of dil's on the same batch."
+        )
+    wrong = [check for check in setting["checks"] if not check["ok"]]
+    return lines + [f"**Not the same computation: {json.dumps(check)}**" for check in wrong]
+
+
+def _target_table(report: dict[str, Any]) -> list[str]:
+    """Reached or not, for the combination in which the targets are stated."""
+    key = ("hh", "8k", "fp32")
+    setting = next((s for s in report["settings"] if (s["pairs"], s["vocab"], s["dtype"]) == key), None)
+    sides = {side["name"]: side for side in setting["sides"]} if setting else {}
+    if report["quick"] or not {name for target in TARGETS for name in target[:2]} <= sides.keys():
+        return []
+    lines = ["### Aims (HH pairs, 8k vocabulary, fp32)", "", "| | aim | measured |", "|---|---|---|"]
+    for ours, theirs, text, aim in TARGETS:
+        lines.append(f"| {text} | {aim:g} x | {_ratio(sides[ours], sides[theirs])} x |")
+    for theirs in ("trl_precomputed", "trl_plain", "trl_tuned"):
+        if sides.get(theirs, {}).get("memory_gb"):
+            part = sides["dil_cached"]["memory_gb"] / sides[theirs]["memory_gb"]
+            lines.append(f"| memory growth, cached, of {sides[theirs]['title']} | 0.25 | {part:.2f} |")
+    return [*lines, f"| of the must-do limit, cached | 60 % | {100 * sides['dil_cached']['of_limit']:.0f} % |"]
+
+
+def _speed(side: dict[str, Any]) -> str:
+    return f"{side['pairs_per_s']:.2f} ({side['slowest']:.2f} to {side['fastest']:.2f})"
+
+
+def _ratio(side: dict[str, Any], other: dict[str, Any] | None) -> str:
+    if not other or not other["pairs_per_s"]:
+        return ""
+    return f"{side['pairs_per_s'] / other['pairs_per_s']:.2f}"
+
+
+def _scaling_report(report: dict[str, Any]) -> list[str]:
+    lines = ["*A smoke test of a tiny model: the numbers mean nothing.*", ""] if report["quick"] else []
+    lines += [
+        "### Cost per pair by number of pairs",
+        "",
+        "| pairs | reference, ms | training, ms | both, ms | x the first |",
+    ]
+    lines.append("|---|---|---|---|---|")
+    base = None
+    for row in report["numbers"]:
+        both = row["score_ms"] + row["train_ms"]
+        base = base or both
+        lines.append(
+            f"| {row['pairs']:,} | {row['score_ms']:.1f} | {row['train_ms']:.1f} | {both:.1f} | {both / base:.2f} |"
+        )
+    lines += ["", "### Cost per pair by length", ""]
+    lines += [
+        "| tokens (unique) | must-do, GFLOP | measured, ms | of the limit | x time | x must-do |",
+        "|---|---|---|---|---|---|",
+    ]
+    first = report["lengths"][0]
+    for row in report["lengths"]:
+        lines.append(
+            f"| {row['tokens']:,} | {row['gflop']:.2f} | {row['ms']:.1f} | {100 * row['of_limit']:.0f} % | "
+            f"{row['ms'] / first['ms']:.2f} | {row['gflop'] / first['gflop']:.2f} |"
+        )
+    lines += ["", f"Both are a reference pass and one epoch of training; {report['about']}"]
+    return lines
+
+
+def _gpu_report(report: dict[str, Any]) -> list[str]:
+    head = f"### {report['title']}"
+    if not report["settings"]:
+        return [head, "", "not measured"]
+    lines = [
+        head,
+        "",
+        "| | checkpointing | pairs/s (slowest to fastest round) | x TRL | MFU | of the matmul rate | peak memory, GB |",
+    ]
+    lines.append("|---|---|---|---|---|---|---|")
+    for setting in report["settings"]:
+        best = max((s["pairs_per_s"] for s in setting["sides"] if s["name"].startswith("trl")), default=0)
+        for side in setting["sides"]:
+            name = f"| {side['title']} | {'on' if setting['checkpointing'] else 'off'} |"
+            if side["failed"]:
+                lines.append(f"{name} failed: {side['failed']} | | | | |")
+                continue
+            mfu = f"{100 * side['mfu']:.0f} %" if side["mfu"] else "unknown peak"
+            ratio = f"{side['pairs_per_s'] / best:.2f}" if best else ""
+            lines.append(
+                f"{name} {_speed(side)} | {ratio} | {mfu} | "
+                f"{100 * side['of_limit']:.0f} % | {side['before_gb'] + side['memory_gb']:.1f} |"
+            )
+    lines += ["", report["about"]]
+    for setting in report["settings"]:
+        lines += _check_lines(setting)
+    return lines
+
+
+if __name__ == "__main__":
+    main()
