@@ -72,6 +72,8 @@ def matmul_rate(bf16: bool, device: str = "cpu", seconds: float = 0.3) -> float:
             a, b = (torch.randn(m, n, device=device).to(dtype) for m, n in ((rows, inner), (inner, columns)))
             best = max(best, 2 * rows * inner * columns / _seconds_of(a, b, device, seconds))
     torch.set_float32_matmul_precision(before)
+    if device == "cuda":
+        torch.cuda.empty_cache()  # the sides' processes need it
     return best
 
 

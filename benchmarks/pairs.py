@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 BUNDLED = Path(__file__).resolve().parent.parent / "dil_cli" / "bundled" / "data"
 LENGTHS = Path(__file__).resolve().parent / "lengths" / "alpaca_eval_prefs.json"
 EOS = "<|end|>"
+DRAWS = 2000
+"""Draws of batches, of which the one most like the whole set is taken."""
 JOINED = 3
 """Bundled problems in one long pair: near the length of the real long pairs."""
 LIMITS = {"hh": (512, 1024), "long": (1024, 2048)}
@@ -74,7 +77,7 @@ def train_tokenizer(vocab: int) -> Tokenizer:
         vocab_size=vocab, special_tokens=[EOS], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )  # fmt: skip
-    bundled = [*_texts(BUNDLED / "hh_sample_train.jsonl.gz"), *_texts(BUNDLED / "gsm8k_pairs_train.jsonl.gz")]
+    bundled = [*read_texts(BUNDLED / "hh_sample_train.jsonl.gz"), *read_texts(BUNDLED / "gsm8k_pairs_train.jsonl.gz")]
     tokenizer.train_from_iterator(("".join(text) for text in bundled), trainer)
     return tokenizer
 
@@ -112,69 +115,91 @@ def from_lengths(vocab: int, max_length: int, number: int, seed: int = 0, file: 
 def choose(pairs: Sequence[Pair], batch: int, steps: int, seed: int = 0) -> Batches:
     """`steps` batches that stand for the whole set.
 
-    All pairs are sorted by length and cut into batches, as length grouping over the whole set would do it; `steps` of
-    these, evenly spaced, are taken. Shuffling their pairs gives the order of the other sides.
+    All pairs are sorted by length and cut into groups of `batch`, as length grouping over the whole set does it. A
+    group is drawn from each of `steps` ranges of length, and their pairs are shuffled for the other sides. Of many such
+    draws the one is taken whose tokens per pair come nearest to the whole set's, padded and not: a few groups drawn
+    blindly would rarely have the few long pairs that make padding dear.
     """
     by_length = sorted(range(len(pairs)), key=lambda index: (pairs[index].longest, index))
-    blocks = len(pairs) // batch
-    if blocks < steps:
+    groups = len(by_length) // batch
+    if groups < steps:
         raise ValueError(f"{len(pairs)} pairs are fewer than {steps} steps of {batch}")
-    places = [int((step + 0.5) * blocks / steps) for step in range(steps)]
-    chosen = [by_length[place * batch : (place + 1) * batch] for place in places]
     rng = np.random.default_rng(seed)
-    order = rng.permutation(steps * batch)
-    # Groups come in a random order, as a length-grouping sampler gives them.
-    blocks_in_order = rng.permutation(steps)
-    return Batches(
-        pairs=[pairs[index] for block in chosen for index in block],
-        shuffled=[order[step * batch : (step + 1) * batch].tolist() for step in range(steps)],
-        grouped=[list(range(block * batch, (block + 1) * batch)) for block in blocks_in_order.tolist()],
-    )
+    aim = tokens_per_pair(_whole(pairs, by_length, batch, rng))
+    edges = np.linspace(0, groups, steps + 1).astype(int)
+
+    def draw() -> Batches:
+        # Groups come in a random order, as a length-grouping sampler gives them.
+        places = rng.permutation([rng.integers(low, high) for low, high in pairwise(edges)]).tolist()
+        taken = [pairs[index] for place in places for index in by_length[place * batch : (place + 1) * batch]]
+        return Batches(taken, _cut(rng.permutation(len(taken)).tolist(), batch), _cut(list(range(len(taken))), batch))
+
+    def distance(drawn: Batches) -> float:
+        return sum(abs(tokens / aim[name] - 1) for name, tokens in tokens_per_pair(drawn).items())
+
+    return min((draw() for _ in range(DRAWS)), key=distance)
 
 
 def tokens_per_pair(batches: Batches) -> dict[str, float]:
     """Tokens of a mean pair: padded in each order, without padding, with the prompt once, and in the responses."""
-    pairs = batches.pairs
+    longest, prompts, responses = (
+        np.array([measure(pair) for pair in batches.pairs])
+        for measure in (lambda p: p.longest, lambda p: len(p.prompt), lambda p: len(p.chosen) + len(p.rejected))
+    )
 
-    def padded(groups: Iterable[Sequence[int]]) -> int:
-        return sum(2 * len(group) * max(pairs[index].longest for index in group) for group in groups)
+    def padded(groups: Sequence[Sequence[int]]) -> float:
+        return sum(2 * len(group) * int(longest[group].max()) for group in groups) / sum(map(len, groups))
 
-    prompt, responses = (sum(map(len, side)) for side in ([p.prompt for p in pairs], [r for p in pairs for r in p[1:]]))
-    totals = {
+    return {
         "padded": padded(batches.shuffled),
         "grouped": padded(batches.grouped),
-        "unpadded": 2 * prompt + responses,
-        "unique": prompt + responses,
-        "response": responses,
+        "unpadded": float((2 * prompts + responses).mean()),
+        "unique": float((prompts + responses).mean()),
+        "response": float(responses.mean()),
     }
-    return {name: total / len(pairs) for name, total in totals.items()}
+
+
+def whole_set(pairs: Sequence[Pair], batch: int) -> dict[str, float]:
+    """`tokens_per_pair` of all pairs in batches of `batch`."""
+    by_length = sorted(range(len(pairs)), key=lambda index: pairs[index].longest)
+    return tokens_per_pair(_whole(pairs, by_length, batch, np.random.default_rng(0)))
+
+
+def _whole(pairs: Sequence[Pair], by_length: list[int], batch: int, rng: np.random.Generator) -> Batches:
+    # Several shuffles, so that the mean padding is not one draw's.
+    shuffles = [group for _ in range(20) for group in _cut(rng.permutation(len(pairs)).tolist(), batch)]
+    return Batches(list(pairs), shuffles, _cut(by_length, batch))
+
+
+def _cut(order: list[int], batch: int) -> list[list[int]]:
+    return [order[at : at + batch] for at in range(0, len(order), batch)]
 
 
 def _hh(data: Path | None) -> tuple[list[Text], str]:
     file = data / "hh_harmless.jsonl.gz" if data else None
     if file is not None and file.is_file():
-        return _texts(file), f"HH harmless ({file.name})"
-    sample = [text for split in ("train", "test") for text in _texts(BUNDLED / f"hh_sample_{split}.jsonl.gz")]
+        return read_texts(file), f"HH harmless ({file.name})"
+    sample = [text for split in ("train", "test") for text in read_texts(BUNDLED / f"hh_sample_{split}.jsonl.gz")]
     return sample, "the bundled HH sample"
 
 
 def _long(data: Path | None) -> tuple[list[Text], str]:
     file = data / "alpaca_eval_prefs_train.jsonl.gz" if data else None
     if file is not None and file.is_file():
-        return _texts(file), f"AlpacaEval preferences ({file.name})"
-    short = _texts(BUNDLED / "gsm8k_pairs_train.jsonl.gz")
+        return read_texts(file), f"AlpacaEval preferences ({file.name})"
+    short = read_texts(BUNDLED / "gsm8k_pairs_train.jsonl.gz")
     groups = [short[at : at + JOINED] for at in range(0, len(short) - JOINED + 1, JOINED)]
     joined = [Text(*("\n".join(side) for side in zip(*group, strict=True))) for group in groups]
     return joined, f"bundled GSM8K pairs, {JOINED} joined into one (no long file in DATA)"
 
 
-def _texts(file: Path) -> list[Text]:
+def read_texts(file: Path) -> list[Text]:
     """Turns written as `Human:` and `Assistant:`, whatever the layout of the file."""
     from benchmarks.dil_side import read_pairs
 
     names = {"user": "Human", "assistant": "Assistant", "system": "System"}
-    texts = []
+    found = []
     for pair in read_pairs(file):
         turns = "".join(f"\n\n{names[turn.role]}: {turn.content}" for turn in pair.prompt)
-        texts.append(Text(f"{turns}\n\nAssistant:", f" {pair.chosen}", f" {pair.rejected}"))
-    return texts
+        found.append(Text(f"{turns}\n\nAssistant:", f" {pair.chosen}", f" {pair.rejected}"))
+    return found

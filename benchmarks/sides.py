@@ -57,7 +57,7 @@ class Job:
 
 @dataclass
 class Result:
-    """What a side reported; `seconds` a round each, times in seconds, memory in 10^9 bytes.
+    """What a side reported; `seconds` of each round, `cpu_seconds` of all threads in it, memory in 10^9 bytes.
 
     first: (loss, gradient norm) of the first step. gradients: dil's own of the first batch, by order. moved: distance
     of the weights from the start after the last round. memory_gb: peak above the level before the first step.
@@ -65,6 +65,7 @@ class Result:
 
     name: str
     seconds: list[float] = field(default_factory=list)
+    cpu_seconds: list[float] = field(default_factory=list)
     first: tuple[float, float] | None = None
     gradients: dict[str, tuple[float, float]] = field(default_factory=dict)
     memory_gb: float = 0.0
@@ -158,8 +159,8 @@ class Player:
             self.result.failed = facts
             return
         for key, value in facts.items():
-            if key == "seconds":
-                self.result.seconds.append(value)
+            if key in {"seconds", "cpu_seconds"}:
+                getattr(self.result, key).append(value)
             elif key == "memory_gb":
                 self.result.memory_gb = max(self.result.memory_gb, value)
             else:
@@ -202,7 +203,8 @@ class Stage:
         """The steps of a round are done. Returns whether there is another."""
         self._sync()
         seconds = time.perf_counter() - self.started
-        facts = {"seconds": seconds, "memory_gb": self.memory.growth_gb()}
+        cpu_seconds = time.process_time() - self.started_cpu
+        facts = {"seconds": seconds, "cpu_seconds": cpu_seconds, "memory_gb": self.memory.growth_gb()}
         self.link.send(("round", facts | {"body_tokens": self.tokens[0] / len(self.job.batches.pairs)}))
         return self._next()
 
@@ -217,7 +219,7 @@ class Stage:
             self.link.send(("end", {"moved": self.moved()}))
         self.tokens[0] = 0
         self._sync()
-        self.started = time.perf_counter()
+        self.started, self.started_cpu = time.perf_counter(), time.process_time()
         return go
 
     def _sync(self) -> None:
