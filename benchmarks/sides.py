@@ -57,7 +57,7 @@ class Job:
 
 @dataclass
 class Result:
-    """What a side reported; `seconds` of each round, `cpu_seconds` of all threads in it, memory in 10^9 bytes.
+    """What a side reported; `seconds` of each round, `on_core` those of them its main thread ran, memory in 10^9 bytes.
 
     first: (loss, gradient norm) of the first step. gradients: dil's own of the first batch, by order. moved: distance
     of the weights from the start after the last round. memory_gb: peak above the level before the first step.
@@ -65,7 +65,7 @@ class Result:
 
     name: str
     seconds: list[float] = field(default_factory=list)
-    cpu_seconds: list[float] = field(default_factory=list)
+    on_core: list[float] = field(default_factory=list)
     first: tuple[float, float] | None = None
     gradients: dict[str, tuple[float, float]] = field(default_factory=dict)
     memory_gb: float = 0.0
@@ -159,7 +159,7 @@ class Player:
             self.result.failed = facts
             return
         for key, value in facts.items():
-            if key in {"seconds", "cpu_seconds"}:
+            if key in {"seconds", "on_core"}:
                 getattr(self.result, key).append(value)
             elif key == "memory_gb":
                 self.result.memory_gb = max(self.result.memory_gb, value)
@@ -203,8 +203,8 @@ class Stage:
         """The steps of a round are done. Returns whether there is another."""
         self._sync()
         seconds = time.perf_counter() - self.started
-        cpu_seconds = time.process_time() - self.started_cpu
-        facts = {"seconds": seconds, "cpu_seconds": cpu_seconds, "memory_gb": self.memory.growth_gb()}
+        on_core = time.thread_time() - self.started_core
+        facts = {"seconds": seconds, "on_core": on_core, "memory_gb": self.memory.growth_gb()}
         self.link.send(("round", facts | {"body_tokens": self.tokens[0] / len(self.job.batches.pairs)}))
         return self._next()
 
@@ -219,7 +219,7 @@ class Stage:
             self.link.send(("end", {"moved": self.moved()}))
         self.tokens[0] = 0
         self._sync()
-        self.started, self.started_cpu = time.perf_counter(), time.process_time()
+        self.started, self.started_core = time.perf_counter(), time.thread_time()
         return go
 
     def _sync(self) -> None:
@@ -246,6 +246,8 @@ def _child(link: Connection, side: Side, job: Job) -> None:
                 _run_dil(stage, side)
             else:
                 _run_trl(stage, side, side.trl, Path(folder))
+    except (EOFError, BrokenPipeError):
+        return  # the parent was stopped
     except Exception as error:  # whatever it is, the other sides go on
         traceback.print_exc()
         link.send(("failed", f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"))

@@ -190,7 +190,7 @@ def test_without_a_gpu_the_table_says_not_measured(tmp_path, monkeypatch):
 def test_the_ratio_table_names_the_aims():
     side = {
         "seconds": [2.0],
-        "cpu_seconds": [1.0],
+        "on_core": [1.0],
         "failed": None,
         "memory_gb": 1.0,
         "of_limit": 0.5,
@@ -215,4 +215,4 @@ def test_the_ratio_table_names_the_aims():
     assert "reference precomputed | 10 x | 10.50 x |" in text
     assert "reference online | 9 x | 9.50 x |" in text
     assert "| of the must-do limit, cached | 60 % | 50 % |" in text
-    assert "a side had 50 % of the cores" in text
+    assert "was on a core for 50 % of its time" in text
