@@ -91,7 +91,7 @@ def measure(kind: str, vocab: str, bf16: bool, args: argparse.Namespace) -> dict
     ]
     print(f"{kind}, {vocab}, {'bf16' if bf16 else 'fp32'}: {source}", flush=True)
     rates: list[float] = []
-    results = compare(sides, job, between=lambda: rates.append(matmul_rate(bf16)))
+    results = compare(sides, job, together=not args.apart, between=lambda: rates.append(matmul_rate(bf16)))
     work = must_do(shape, batches.pairs)
     return {
         "pairs": kind, "vocab": vocab, "dtype": "bf16" if bf16 else "fp32", "source": source,
@@ -170,6 +170,9 @@ def arguments() -> argparse.Namespace:
         "--micro-batch", type=int, default=TUNED.micro_batch, help="pairs in a forward of the tuned TRL"
     )
     parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument(
+        "--apart", action="store_true", help="every round a process of its own: slower, for little memory"
+    )
     parser.add_argument("--quick", action="store_true", help="a tiny model, one combination: a smoke test")
     args = parser.parse_args()
     args.command = "python -m benchmarks.vs_trl " + " ".join(sys.argv[1:])
