@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types tests losses-trl tiny wheel clean
+.PHONY: help install demo test lint types tests losses-trl bench bench-quick tiny wheel clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,23 @@ tests: $(INSTALLED)  ## pytest
 losses-trl: $(INSTALLED)  ## the losses against TRL 1.16, which is installed into .venv for it
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[dev,trl]'
 	$(BIN)/pytest tests/losses/test_against_trl.py
+
+# DATA is a folder with hh_harmless.jsonl.gz and alpaca_eval_prefs_train.jsonl.gz; without it the bundled pairs are taken.
+DATA ?=
+BENCH ?=
+
+bench: $(INSTALLED)  ## dil beside TRL 1.16 and the machine's limit: make bench DATA=../shared/data (hours, see benchmarks/)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[dev,trl]'
+	DATA='$(DATA)' $(BIN)/python -m benchmarks.vs_trl $(BENCH)
+	DATA='$(DATA)' $(BIN)/python -m benchmarks.scaling
+	$(BIN)/python -m benchmarks.gpu
+	$(BIN)/python -m benchmarks.table outputs/bench/vs_trl.json outputs/bench/scaling.json outputs/bench/gpu.json
+
+bench-quick: $(INSTALLED)  ## the same on a tiny model, to see that it runs (two minutes)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[dev,trl]'
+	$(BIN)/python -m benchmarks.vs_trl --quick --out outputs/bench/quick
+	$(BIN)/python -m benchmarks.scaling --quick --out outputs/bench/quick
+	$(BIN)/python -m benchmarks.gpu --small --checkpointing on --out outputs/bench/quick
 
 tiny: $(INSTALLED)  ## make the bundled tiny model from nothing (half an hour)
 	$(BIN)/python recipes/make_tiny.py

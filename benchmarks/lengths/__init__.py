@@ -1,0 +1,1 @@
+"""Recorded lengths of pairs whose text may not be passed on."""
