@@ -16,8 +16,10 @@ import torch
 from dil_cli.config.schema import OptimConfig, Schedule
 from dil_cli.data.rows import read_file
 from dil_cli.data.schemas import Skip, recognise, to_pair
+from dil_cli.dynamics.layout import choose_layout
 from dil_cli.dynamics.measure import Compute, score_pairs
 from dil_cli.losses import LOSSES
+from dil_cli.models.matmul import choose_matmul
 from dil_cli.train.loop import train
 from dil_cli.train.optimiser import build_optimisers, clip_gradient
 from dil_cli.train.step import Batch, accumulate_gradient
@@ -65,7 +67,11 @@ class Dil:
         self.model = model
         self.pairs = [TokenisedPair(row, *pair) for row, pair in enumerate(pairs, start=1)]
         self.loss = LOSSES["dpo"](beta=beta)
-        self.compute = Compute(device=model.device, bf16=bf16, token_budget=token_budget, pad_id=0)
+        plain = Compute(device=model.device, bf16=bf16, token_budget=token_budget, pad_id=0)
+        longest = max(len(p.prompt) + max(len(p.chosen), len(p.rejected)) for p in self.pairs)
+        self.matmul = choose_matmul(model.device, model.config.hidden_size)
+        self.choice = choose_layout(model, plain, longest)
+        self.compute = self.choice.compute
         self.optim = OptimConfig(
             lr=lr, batch_size=len(pairs), token_budget=token_budget, schedule=Schedule.constant, warmup=0.0, clip=clip
         )
@@ -78,7 +84,7 @@ class Dil:
     @property
     def path(self) -> str:
         """Which of dil's ways of computing is at work, for the record."""
-        return f"padded, token_budget {self.compute.token_budget}"
+        return f"{self.choice.line}; float32 products: {self.matmul}; token_budget {self.compute.token_budget}"
 
     def score(self) -> None:
         """The reference pass over all pairs; what it finds is the reference from now on."""

@@ -47,6 +47,7 @@ def dil(tmp_path: Path) -> Callable[..., Completed]:
 @pytest.fixture
 def dil_here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """As `dil`, but in this process, where torch is imported already: (exit code, stdout, stderr)."""
+    import torch
     from hydra.core.global_hydra import GlobalHydra
 
     from dil_cli.main import main
@@ -57,6 +58,7 @@ def dil_here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str])
         capfd.readouterr()
         with pytest.raises(SystemExit) as ended:
             main()
+        torch.set_float32_matmul_precision("highest")  # as a new process has it
         out, err = capfd.readouterr()
         return int(ended.value.code or 0), out, err
 

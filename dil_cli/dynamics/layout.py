@@ -66,6 +66,9 @@ def choose_layout(model: PreTrainedModel, compute: Compute, max_length: int) -> 
     """
     register()
     own = str(model.config._attn_implementation)
+    if own in {FLEX, TILES}:  # chosen before: what the model was loaded with is forgotten
+        own = "eager"
+        model.set_attn_implementation(own)
     pairs = _trial_pairs(model, max_length)
     exact = replace(compute, bf16=False, layout=Layout.padded)
     tolerance = ROUNDING[model.dtype.itemsize == 2]

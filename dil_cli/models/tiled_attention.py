@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dil_cli.models.matmul import small_products
 from dil_cli.models.packed_attention import stems_of
 from dil_cli.types import Stem
 
@@ -108,7 +109,7 @@ class _Tiled(torch.autograd.Function):
         ctx.tiles, ctx.scale, ctx.window, ctx.softcap = tiles(stems, window), scale, window, softcap
         out_THD = q_HTD.new_empty(q_HTD.shape[1], q_HTD.shape[0], v_KTD.shape[-1])
         out_HTD = out_THD.transpose(0, 1)
-        with torch.autocast(q_HTD.device.type, enabled=False):
+        with small_products(q_HTD.device), torch.autocast(q_HTD.device.type, enabled=False):
             for tile in ctx.tiles:
                 rows = slice(tile.start, tile.stop)
                 q_KGD, k_KJD, v_KJD = _fold(q_HTD[:, rows], len(k_KTD)), _keys(k_KTD, tile), _keys(v_KTD, tile)
@@ -125,7 +126,7 @@ class _Tiled(torch.autograd.Function):
         # dL/ds = w (dL/dw - sum over keys of w dL/dw), and that sum is the product of output and its slope.
         inner_HT = (slope_HTD.to(exact) * out_HTD.to(exact)).sum(dim=-1)
         dq_HTD, dk_KTD, dv_KTD = _like(q_HTD, exact), _like(k_KTD, exact).zero_(), _like(v_KTD, exact).zero_()
-        with torch.autocast(q_HTD.device.type, enabled=False):
+        with small_products(q_HTD.device), torch.autocast(q_HTD.device.type, enabled=False):
             for tile in ctx.tiles:
                 rows = slice(tile.start, tile.stop)
                 q_KGD, k_KJD, v_KJD = _fold(q_HTD[:, rows], len(k_KTD)), _keys(k_KTD, tile), _keys(v_KTD, tile)

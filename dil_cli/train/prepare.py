@@ -64,7 +64,7 @@ def prepare(config: TrainConfig, pairs: PairSplits, console: ConsoleSink) -> Pre
         token_budget=config.optim.token_budget,
         pad_id=policy.tokenizer.eos_token_id if pad is None else pad,
     )
-    matmul = choose_matmul(device)
+    matmul = choose_matmul(device, policy.model.config.get_text_config().hidden_size)
     path = f"rows: padded ({config.model.attention})"
     if config.model.attention == "packed":
         with console.phase("checking packed rows", None):
