@@ -225,12 +225,12 @@ class ProbeConfig:
     """
 
     pairs: int = 256
-    times: int = 6
+    times: int = 4
     alarms: AlarmConfig = field(default_factory=AlarmConfig)
 
     def __post_init__(self) -> None:
         require(self.pairs > 0, "probe.pairs", self.pairs, "be above 0", 256)
-        require(self.times > 0, "probe.times", self.times, "be above 0", 6)
+        require(self.times > 0, "probe.times", self.times, "be above 0", 4)
 
 
 @dataclass(kw_only=True)
