@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types tests losses-trl bench bench-quick tiny wheel clean
+.PHONY: help install demo test lint types tests losses-epoch losses-trl bench bench-quick tiny wheel clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ types: $(INSTALLED)  ## mypy, strict
 
 tests: $(INSTALLED)  ## pytest
 	$(BIN)/pytest
+
+losses-epoch: $(INSTALLED)  ## each loss for an epoch on the tiny model: margin up, nothing non-finite (an hour; goes on)
+	$(BIN)/pytest -m epoch --timeout 1800 -v tests/train/test_every_loss_for_an_epoch.py
 
 losses-trl: $(INSTALLED)  ## the losses against TRL 1.16, which is installed into .venv for it
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[dev,trl]'

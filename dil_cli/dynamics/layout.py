@@ -106,7 +106,7 @@ def _candidates(device: torch.device) -> Iterator[tuple[Layout, str]]:
 
 
 def _trial_pairs(model: PreTrainedModel, max_length: int) -> list[TokenisedPair]:
-    """Random pairs; one prompt is longer than the sliding window, where rows can be."""
+    """Random pairs no longer than `max_length`; one prompt exceeds the sliding window, where rows can."""
     window = getattr(model.config.get_text_config(), "sliding_window", None)
     embedding: Any = model.get_input_embeddings()
     numbers = np.random.default_rng(0)
@@ -114,9 +114,13 @@ def _trial_pairs(model: PreTrainedModel, max_length: int) -> list[TokenisedPair]
     def ids(count: int) -> np.ndarray:
         return numbers.integers(0, embedding.weight.shape[0], count, dtype=np.int32)
 
-    longest = LENGTHS[0][0] if window is None or window >= max_length else min(window + 8, max_length)
-    lengths = [(longest, *LENGTHS[0][1:]), *LENGTHS[1:]]
-    return [TokenisedPair(row, ids(p), ids(c), ids(r)) for row, (p, c, r) in enumerate(lengths)]
+    pairs = []
+    for row, (prompt, chosen, rejected) in enumerate(LENGTHS):
+        beyond = window + 8 if row == 0 and window is not None and window < max_length else prompt
+        prompt = min(beyond, max_length - 1)
+        chosen, rejected = (min(response, max_length - prompt) for response in (chosen, rejected))
+        pairs.append(TokenisedPair(row, ids(prompt), ids(chosen), ids(rejected)))
+    return pairs
 
 
 def _measure_plainly(model: PreTrainedModel, pairs: Sequence[TokenisedPair], compute: Compute) -> _Measured:

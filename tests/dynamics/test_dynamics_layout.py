@@ -89,4 +89,11 @@ def test_a_window_that_no_row_reaches_needs_no_long_prompt(monkeypatch: pytest.M
     )
     choose("Mistral", max_length=WINDOW)
     choose("Mistral", max_length=4 * WINDOW)
-    assert tokens == [24, WINDOW + 8]
+    assert tokens == [WINDOW - 1, WINDOW + 8]
+
+
+@pytest.mark.parametrize("max_length", [2, 5, 30])
+def test_a_model_with_few_positions_is_tried_within_them(max_length: int):
+    model = build("GPT2")
+    model.transformer.wpe = nn.Embedding(max_length, 48)
+    assert choose_layout(model, COMPUTE, max_length).compute.layout is Layout.shared
