@@ -36,11 +36,12 @@ lint: $(INSTALLED)  ## ruff: rules and format
 types: $(INSTALLED)  ## mypy, strict
 	$(BIN)/mypy
 
-tests: $(INSTALLED)  ## pytest
-	$(BIN)/pytest
+# Test models are too small for more than a thread each.
+tests: $(INSTALLED)  ## pytest, a process a core
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile
 
 losses-epoch: $(INSTALLED)  ## each loss for an epoch on the tiny model: margin up, nothing non-finite (an hour; goes on)
-	$(BIN)/pytest -m epoch --timeout 1800 -v tests/train/test_every_loss_for_an_epoch.py
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m epoch -n auto --maxprocesses 8 --timeout 1800 -v tests/train/test_every_loss_for_an_epoch.py
 
 losses-trl: $(INSTALLED)  ## the losses against TRL 1.16, which is installed into .venv for it
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[dev,trl]'

@@ -39,6 +39,8 @@ def flex_attention(
     stems = stems_of(query_1HTD, attention_mask, extras)
     device = query_1HTD.device
     attend: Any = _compiled() if device.type == "cuda" else torch_flex
+    # Under autocast an architecture may norm its queries and keys in float32; the kernel wants one type.
+    query_1HTD, key_1KTD = query_1HTD.to(value_1KTD.dtype), key_1KTD.to(value_1KTD.dtype)
     out_1HTD = attend(
         query_1HTD, key_1KTD, value_1KTD, score_mod=_cap(softcap), scale=scaling,
         block_mask=_blocks(stems, sliding_window, device), enable_gqa=query_1HTD.shape[1] != key_1KTD.shape[1],

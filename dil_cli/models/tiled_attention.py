@@ -110,9 +110,10 @@ class _Tiled(torch.autograd.Function):
         out_THD = q_HTD.new_empty(q_HTD.shape[1], q_HTD.shape[0], v_KTD.shape[-1])
         out_HTD = out_THD.transpose(0, 1)
         with small_products(q_HTD.device), torch.autocast(q_HTD.device.type, enabled=False):
+            scaled_HTD = q_HTD.to(_exact(q_HTD.dtype)) * scale
             for tile in ctx.tiles:
                 rows = slice(tile.start, tile.stop)
-                q_KGD, k_KJD, v_KJD = _fold(q_HTD[:, rows], len(k_KTD)), _keys(k_KTD, tile), _keys(v_KTD, tile)
+                q_KGD, k_KJD, v_KJD = _fold(scaled_HTD[:, rows], len(k_KTD)), _keys(k_KTD, tile), _keys(v_KTD, tile)
                 weights_KGJ = _scores(q_KGD, k_KJD, tile, ctx)[0].softmax(dim=-1)
                 out_HTD[:, rows] = (weights_KGJ @ v_KJD).view(len(q_HTD), -1, v_KTD.shape[-1])
         ctx.save_for_backward(q_HTD, k_KTD, v_KTD, out_HTD)
@@ -127,9 +128,10 @@ class _Tiled(torch.autograd.Function):
         inner_HT = (slope_HTD.to(exact) * out_HTD.to(exact)).sum(dim=-1)
         dq_HTD, dk_KTD, dv_KTD = _like(q_HTD, exact), _like(k_KTD, exact).zero_(), _like(v_KTD, exact).zero_()
         with small_products(q_HTD.device), torch.autocast(q_HTD.device.type, enabled=False):
+            scaled_HTD = q_HTD.to(exact) * ctx.scale
             for tile in ctx.tiles:
                 rows = slice(tile.start, tile.stop)
-                q_KGD, k_KJD, v_KJD = _fold(q_HTD[:, rows], len(k_KTD)), _keys(k_KTD, tile), _keys(v_KTD, tile)
+                q_KGD, k_KJD, v_KJD = _fold(scaled_HTD[:, rows], len(k_KTD)), _keys(k_KTD, tile), _keys(v_KTD, tile)
                 slope_KGD = _fold(slope_HTD[:, rows], len(k_KTD))
                 scores_KGJ, bend_KGJ = _scores(q_KGD, k_KJD, tile, ctx)
                 weights_KGJ = scores_KGJ.softmax(dim=-1)
@@ -138,24 +140,25 @@ class _Tiled(torch.autograd.Function):
                 ds_KGJ.mul_(weights_KGJ)
                 if bend_KGJ is not None:
                     ds_KGJ.mul_(bend_KGJ)
-                ds_KGJ.mul_(ctx.scale)
                 dq_HTD[:, rows] = (ds_KGJ @ k_KJD).view(heads, -1, dim)
                 _add(dk_KTD, tile, ds_KGJ.transpose(1, 2) @ q_KGD)
-        slopes = (dq_HTD.to(q_HTD.dtype), dk_KTD.to(k_KTD.dtype), dv_KTD.to(v_KTD.dtype))
+        slopes = (dq_HTD.mul_(ctx.scale).to(q_HTD.dtype), dk_KTD.to(k_KTD.dtype), dv_KTD.to(v_KTD.dtype))
         return *slopes, None, None, None, None
 
 
 def _scores(q_KGD: Tensor, k_KJD: Tensor, tile: Tile, ctx: Any) -> tuple[Tensor, Tensor | None]:
     """Scores (K, G * Q, J) with -inf where a key is hidden, and d(capped score) / d(score) if there is a cap."""
-    scores_KGJ = (q_KGD @ k_KJD.transpose(1, 2)).mul_(ctx.scale)
+    scores_KGJ = q_KGD @ k_KJD.transpose(1, 2)
     bend_KGJ = None
     if ctx.softcap is not None:
         tanh_KGJ = scores_KGJ.div_(ctx.softcap).tanh_()
         bend_KGJ = 1 - tanh_KGJ.square()
         scores_KGJ = tanh_KGJ.mul_(ctx.softcap)
     queries, keys = tile.stop - tile.start, k_KJD.shape[1]
-    hidden_QJ = _hidden(queries, keys, ctx.window, q_KGD.device)
-    scores_KGJ.view(len(k_KJD), -1, queries, keys).masked_fill_(hidden_QJ, -torch.inf)
+    # Without a window every query sees all keys before the tile.
+    reach = queries if ctx.window is None else keys
+    hidden_QJ = _hidden(queries, reach, ctx.window, q_KGD.device)
+    scores_KGJ.view(len(k_KJD), -1, queries, keys)[..., keys - reach :].masked_fill_(hidden_QJ, -torch.inf)
     return scores_KGJ, bend_KGJ
 
 

@@ -26,7 +26,7 @@ def build_optimisers(model: nn.Module, config: OptimConfig) -> list[torch.optim.
                 {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
                 {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
             ],
-            lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps,
+            lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True,
         )
     ]  # fmt: skip
     if hidden:
