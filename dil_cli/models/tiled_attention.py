@@ -84,7 +84,7 @@ def _cut(start: int, stop: int) -> Iterator[tuple[int, int]]:
         yield at, min(at + TILE_QUERIES, stop)
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=128)
 def _hidden(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor:
     """Which keys (Q, J) each query must not see, as bool."""
     ahead_QJ = torch.arange(keys, device=device)[None] - torch.arange(keys - queries, keys, device=device)[:, None]
