@@ -53,7 +53,13 @@ def verify(cache: Path, key: str | None, sample: int, trust_remote_code: bool) -
             print(f"{name}: not verified, {error.what}")
             continue
         fine = difference <= tolerance
-        verdict = "agree" if fine else f"DIFFER by more than {tolerance:g}: dil cache prune {entry.key[:SHOWN_DIGITS]}"
+        verdict = (
+            "agree"
+            if fine and count
+            else "are damaged, all of them"
+            if fine
+            else f"DIFFER by more than {tolerance:g}: dil cache prune {entry.key[:SHOWN_DIGITS]}"
+        )
         extent = f"{count} of {entry.responses:,} responses computed again"
         print(f"{name}: {extent}, largest relative difference {difference:.1e}: they {verdict}")
         good = good and fine and not entry.damaged
@@ -69,7 +75,7 @@ def _recompute(entry: ReferenceEntry, sample: int, trust_remote_code: bool) -> t
         return 0.0, 0, 0.0
     count = min(sample, len(kept))
     chosen = [kept[i * len(kept) // count] for i in range(count)]
-    bf16 = entry.record.get("compute") == "bf16"
+    bf16 = str(entry.record.get("compute")).startswith("bf16")
     model = _load(entry, trust_remote_code)
     now, then = _scores(model, chosen, bf16)
     return relative_difference(now, then), count, TOLERANCE[bf16]

@@ -24,6 +24,9 @@ MIN_MARGIN_GAIN = 0.01
 RATIO_EXPONENT = 80.0
 """`ratio/*` shows e^min(s, 80): it stays finite, and nobody needs the exact value of a larger one."""
 
+ROUNDING = 2e-6
+"""Part of a log-prob that the order of a float32 sum may change; a margin within it is a tie for `accuracy`."""
+
 QUANTILES = {"p10": 0.1, "p50": 0.5, "p90": 0.9}
 
 
@@ -111,8 +114,21 @@ def _against_reference(logps: PairLogps, reduction: str) -> dict[str, float]:
         margin_B = s_B["chosen"] - s_B["rejected"]
         values["margin"] = float(margin_B.mean())
         values["margin_mean"] = float((mean_B["chosen"] - mean_B["rejected"]).mean())
-        values["accuracy"] = float(((margin_B > 0) + 0.5 * (margin_B == 0)).mean())
+        values["accuracy"] = _share_above_0(margin_B, within_B=ROUNDING * _size(logps, reduction))
     return values
+
+
+def _share_above_0(margin_B: Float64, within_B: Float64) -> float:
+    """Share of positive margins, ties half; at step 0 all are ties, whatever their last bits say."""
+    tie_B = np.abs(margin_B) <= within_B
+    return float(np.where(tie_B, 0.5, margin_B > 0).mean())
+
+
+def _size(logps: PairLogps, reduction: str) -> Float64:
+    """|log-prob| of the chosen and the rejected response together, under the reduction."""
+    sides = ((logps.policy_chosen_B, logps.chosen_tokens_B), (logps.policy_rejected_B, logps.rejected_tokens_B))
+    sizes = [np.abs(array(sum_B) / (array(tokens_B) if reduction == "mean" else 1)) for sum_B, tokens_B in sides]
+    return sizes[0] + sizes[1]
 
 
 def _since_start(logps: PairLogps, start: PairLogps) -> dict[str, float]:

@@ -40,6 +40,11 @@ def at_least_float32(x_B: Tensor) -> Tensor:
     return x_B.to(torch.promote_types(x_B.dtype, torch.float32))
 
 
+def widest(x_B: Tensor) -> Tensor:
+    """`x_B` in float64 where the device has it: e^500 fits, and nothing overflows on the way."""
+    return x_B if x_B.device.type == "mps" else x_B.double()
+
+
 def reduce_logps(summed_B: Tensor, tokens_B: Tensor, reduction: Reduction) -> Tensor:
     """Summed log-probs (B,) in float32 or better, divided by the token counts (B,) under `mean`.
 

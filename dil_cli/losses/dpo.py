@@ -19,6 +19,7 @@ from dil_cli.losses.common import (
     require_exp_cap,
     require_reduction,
     softplus,
+    widest,
 )
 from dil_cli.losses.registry import register
 from dil_cli.types import LossOutput, PairLogps
@@ -205,7 +206,10 @@ class FDPO:
     def __call__(self, pair: PairLogps) -> LossOutput:
         """Losses (B,) in nats, and where an exponential was beyond its cap."""
         s_w_B, s_l_B = log_ratios(pair, self.reduction)
-        loss_B = softplus(-self.beta * (self._slope(s_w_B) - self._slope(s_l_B)))
+        dtype = s_w_B.dtype
+        if self.exp_cap is None:  # sigma(-z) e^{-s} is small where e^{-s} alone is infinite
+            s_w_B, s_l_B = widest(s_w_B), widest(s_l_B)
+        loss_B = softplus(-self.beta * (self._slope(s_w_B) - self._slope(s_l_B))).to(dtype)
         power = {Divergence.forward_kl: 1.0, Divergence.alpha: self.alpha}.get(self.divergence)
         if power is None:
             return LossOutput(loss_B)

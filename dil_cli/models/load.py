@@ -163,6 +163,11 @@ def _load_weights(source: str, config: ModelConfig, hf_config: PretrainedConfig)
             use_safetensors=True, output_loading_info=True, **_common(config),
         )  # fmt: skip
     except Exception as error:
+        if attention is not None and isinstance(error, ImportError | ValueError) and "attention" in str(error).lower():
+            raise DilError(
+                f"{config.path} cannot have the attention {attention} here", where="model.attention",
+                fix="model.attention=packed",
+            ) from error  # fmt: skip
         raise _load_error(error, "weights", source, config) from error
     missing = sorted(report["missing_keys"]) if report["missing_keys"] else []
     if missing:
@@ -198,8 +203,8 @@ def _check_fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, confi
         )  # fmt: skip
 
 
-def check_length(model: PreTrainedModel, max_length: int) -> None:
-    """`data.max_length` must fit the model's positions.
+def check_length(model: PreTrainedModel, max_length: int, max_prompt_length: int) -> None:
+    """`data.max_length` must fit the model's positions, which must mean the same in every row.
 
     Raises:
         DilError: naming the most that fits.
@@ -208,8 +213,31 @@ def check_length(model: PreTrainedModel, max_length: int) -> None:
     if positions is not None and max_length > positions:
         raise DilError(
             f"data.max_length is {max_length}, the model has {positions} positions",
-            where="data.max_length", fix=f"data.max_length={positions}",
+            where="data.max_length", fix=_shorter(positions, max_prompt_length),
         )  # fmt: skip
+    turn = _longrope_turn(model.config)
+    if turn is not None and max_length > turn:
+        raise DilError(
+            f"in a row of more than {turn} tokens the model numbers positions in another way (longrope), "
+            "so a pair's log-probs would depend on its neighbours",
+            where="data.max_length", fix=_shorter(turn, max_prompt_length),
+        )  # fmt: skip
+
+
+def _shorter(length: int, max_prompt_length: int) -> str:
+    prompt = f" data.max_prompt_length={max(1, length // 2)}" if max_prompt_length >= length else ""
+    return f"data.max_length={length}{prompt}"
+
+
+def _longrope_turn(config: PretrainedConfig) -> int | None:
+    """Tokens of the longest row up to which longrope keeps its short factors; None without longrope."""
+    rope: Any = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    kinds = [rope] if "rope_type" in rope else [kind for kind in rope.values() if isinstance(kind, dict)]
+    for kind in kinds:
+        if kind.get("rope_type") == "longrope":
+            turn: int | None = kind.get("original_max_position_embeddings")
+            return turn or getattr(config.get_text_config(), "original_max_position_embeddings", None)
+    return None
 
 
 def _load_error(error: Exception, what: str, source: str, config: ModelConfig) -> DilError:

@@ -87,7 +87,7 @@ def identify(model: PreTrainedModel, weights_sha256: str, compute: str) -> Refer
     Args:
         model: as it is before the first step.
         weights_sha256: `weights_fingerprint(model)`; given, since a run needs it for its manifest too.
-        compute: the precision of the forward pass, "fp32" or "bf16".
+        compute: the precision of the forward pass, "fp32" or what begins with "bf16".
     """
     facts = {
         "format": FORMAT,

@@ -50,7 +50,7 @@ def prepare(config: TrainConfig, pairs: PairSplits, console: ConsoleSink) -> Pre
     device = pick_device(config.device)
     with console.phase("loading the model", None):
         policy = load_policy(config.model)
-        check_length(policy.model, config.data.max_length)
+        check_length(policy.model, config.data.max_length, config.data.max_prompt_length)
         on_device: Any = policy.model  # the wrapper transformers puts round `to` has lost its types
         on_device.to(device)
     cache = Path(config.output) / "cache" / "tokens"

@@ -45,13 +45,16 @@ class LookUp:
 
 def open_cache(config: TrainConfig, model: PreTrainedModel, weights_sha256: str, compute: Compute) -> ReferenceCache:
     """The cache of the reference that `model` is before the first step, under `<output>/cache`."""
-    reference = identify(model, weights_sha256, precision(compute))
+    reference = identify(model, weights_sha256, precision(compute, model))
     return ReferenceCache(Path(config.output) / "cache" / "reference", reference, config.model, model.num_parameters())
 
 
-def precision(compute: Compute) -> str:
-    """What of `compute` changes a log-prob by more than the order of a sum: values are kept apart by it."""
-    return "bf16" if compute.bf16 else "fp32"
+def precision(compute: Compute, model: PreTrainedModel) -> str:
+    """What changes a log-prob by more than the order of a float32 sum: values are kept apart by it.
+
+    Under bf16 that is the rows and the attention too: some keep their scores in float32, some do not.
+    """
+    return f"bf16 {compute.layout.value} {model.config._attn_implementation}" if compute.bf16 else "fp32"
 
 
 def reference_column(

@@ -209,10 +209,46 @@ def test_model_folder_without_tokenizer(dil_here, tmp_path: Path, model_folder: 
 
 
 def test_too_long_for_the_model(dil_here, model_folder: Path):
-    code, _, err = dil_here("train", "model=local", f"model.path={model_folder}", "data.max_length=4096")
+    lengths = ["data.max_length=4096", "data.max_prompt_length=100"]
+    code, _, err = dil_here("train", "model=local", f"model.path={model_folder}", *lengths)
     assert code == 2
     assert err.splitlines()[0] == "error: data.max_length is 4096, the model has 512 positions"
     assert err.splitlines()[2] == "fix:   data.max_length=512"
+    argv = ["data.max_length=4096", "data.max_prompt_length=600"]
+    code, _, err = dil_here("train", "model=local", f"model.path={model_folder}", *argv)
+    assert err.splitlines()[2] == "fix:   data.max_length=512 data.max_prompt_length=256"
+
+
+def test_positions_that_depend_on_the_longest_row(dil_here, model_folder: Path, tmp_path: Path):
+    folder = tmp_path / "longrope"
+    shutil.copytree(model_folder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    factors = [1.0] * 8
+    config["rope_parameters"] = {
+        "rope_type": "longrope", "rope_theta": 1e4, "short_factor": factors, "long_factor": [8 * x for x in factors],
+        "original_max_position_embeddings": 64,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    lengths = ["data.max_length=100", "data.max_prompt_length=64"]
+    code, _, err = dil_here("train", "model=local", f"model.path={folder}", *lengths)
+    assert code == 2
+    assert err.splitlines() == [
+        "error: in a row of more than 64 tokens the model numbers positions in another way (longrope), so a pair's "
+        "log-probs would depend on its neighbours",
+        "where: data.max_length",
+        "fix:   data.max_length=64 data.max_prompt_length=32",
+    ]
+
+
+def test_an_attention_that_cannot_be_had(dil_here, model_folder: Path):
+    argv = ["model=local", f"model.path={model_folder}", "model.attention=flash_attention_2"]
+    code, _, err = dil_here("train", *argv)
+    assert code == 2
+    assert err.splitlines() == [
+        f"error: {model_folder} cannot have the attention flash_attention_2 here",
+        "where: model.attention",
+        "fix:   model.attention=packed",
+    ]
 
 
 def test_traceback_on_request(dil, tmp_path: Path):

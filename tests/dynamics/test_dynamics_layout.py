@@ -89,7 +89,7 @@ def test_a_window_that_no_row_reaches_needs_no_long_prompt(monkeypatch: pytest.M
     )
     choose("Mistral", max_length=WINDOW)
     choose("Mistral", max_length=4 * WINDOW)
-    assert tokens == [WINDOW - 1, WINDOW + 8]
+    assert sorted(set(tokens)) == [WINDOW - 1, WINDOW + 8]
 
 
 @pytest.mark.parametrize("max_length", [2, 5, 30])
@@ -97,3 +97,19 @@ def test_a_model_with_few_positions_is_tried_within_them(max_length: int):
     model = build("GPT2")
     model.transformer.wpe = nn.Embedding(max_length, 48)
     assert choose_layout(model, COMPUTE, max_length).compute.layout is Layout.shared
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_layer_that_reads_its_neighbours_is_found_out(dtype: torch.dtype):
+    # So small a leak passes for rounding in bfloat16, as a convolution over the row does; its cause does not.
+    model = build("Llama").to(dtype)
+
+    def leak(module: nn.Module, args: object, output: tuple[torch.Tensor, object]) -> tuple[torch.Tensor, object]:
+        return output[0] + 0.05 * output[0].roll(1, dims=1), output[1]
+
+    model.model.layers[0].self_attn.register_forward_hook(leak)
+    choice = choose_layout(model, COMPUTE, 100)
+    assert choice.compute.layout is Layout.padded
+    assert "it differs by" in choice.line or "a pair's neighbour in the row moves it by" in choice.line
+    if dtype is torch.bfloat16:
+        assert "a pair's neighbour in the row moves it by" in choice.line

@@ -67,6 +67,8 @@ def test_a_tie_counts_half():
     values = pair_statistics(same, "mean")
     assert values["accuracy"] == 0.5
     assert values["margin"] == 0
+    last_bit = replace(same, policy_chosen_B=NOW.policy_chosen_B * (1 + 1e-6))
+    assert pair_statistics(last_bit, "mean")["accuracy"] == pair_statistics(last_bit, "sum")["accuracy"] == 0.5
     up = replace(same, policy_chosen_B=torch.tensor([-3.0, -6.0]))
     assert pair_statistics(up, "mean")["accuracy"] == 0.75
 

@@ -144,6 +144,15 @@ def test_what_changes_a_value_misses(change, train, passes, model_folder: Path, 
     assert "reference log-probs: all 36 pairs computed" in out
 
 
+def test_in_bfloat16_each_attention_has_its_own_values(train, passes):
+    for attention in ("packed", "sdpa", "packed"):
+        train("precision=bf16", f"model.attention={attention}")
+    assert sum(passes) == 80
+    train("model.attention=sdpa")
+    train()
+    assert sum(passes) == 120
+
+
 def test_a_cached_run_is_the_same_run(train, passes):
     train("hydra.run.dir=first")
     train("hydra.run.dir=cached")

@@ -238,6 +238,8 @@ def test_ctrl_c_ends_with_130(small_run, tmp_path: Path):
     process = subprocess.Popen(
         [sys.executable, "-m", "dil_cli", "train", *small_run, "optim.epochs=500"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ,
+        # A suite that runs in the background of a shell ignores SIGINT, and its children would too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     for line in process.stdout:
         if line.startswith("step "):
