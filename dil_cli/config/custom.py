@@ -51,6 +51,9 @@ def load(argv: Sequence[str]) -> None:
             del names[name]
     if not allowed(argv):
         return
+    gone = next((folder for folder in config_dirs(argv) if not folder.is_dir()), None)
+    if gone is not None:
+        raise DilError(f"there is no folder {gone}", f"--config-dir {gone}", "--config-dir ./myconf")
     found = files(argv)
     if not found:
         raise DilError(

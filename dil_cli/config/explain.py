@@ -24,6 +24,7 @@ from dil_cli.config import custom
 from dil_cli.config.schema import TrainConfig
 from dil_cli.errors import DilError
 from dil_cli.losses import registry
+from dil_cli.losses.check import place_of
 
 
 @contextmanager
@@ -129,6 +130,11 @@ def _missing_choice(error: MissingConfigException, command: str, argv: Sequence[
         close = get_close_matches(choice, registry.LOSSES, n=1)
         hint = f"; did you mean /{group}/{close[0]}?" if close else ""
         return DilError(f"no schema /{group}/{choice}{hint}", _yaml_of(error), "name one that exists in its defaults")
+    if group == "loss" and choice in registry.LOSSES:
+        return DilError(
+            f"the loss {choice} is registered, and no YAML configures it", place_of(registry.LOSSES[choice]),
+            f"beside it {choice}.yaml with the lines 'defaults:' and '  - /schema/loss/{choice}@_here_'",
+        )  # fmt: skip
     options = [option for option in (error.options or []) if option]
     close = get_close_matches(choice, options, n=1)
     word = next((w for w in argv if w.startswith(f"{group}=")), f"{group}={choice}")

@@ -90,6 +90,27 @@ def test_without_permission_nothing_runs(folder, dil_here, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+def test_a_loss_without_its_yaml(folder, dil_here):
+    (folder / "soft_hinge.yaml").unlink()
+    code, _, err = dil_here("train", "--config-dir", "myconf", "allow_custom=true", "loss=soft_hinge")
+    assert code == 2
+    notice, error, where, fix = err.splitlines()
+    assert notice.startswith("notice: code from outside the package runs")
+    assert error == "error: the loss soft_hinge is registered, and no YAML configures it"
+    assert where.startswith("where: myconf/loss/soft_hinge.py")
+    assert fix == "fix:   beside it soft_hinge.yaml with the lines 'defaults:' and '  - /schema/loss/soft_hinge@_here_'"
+
+
+def test_a_folder_that_is_not_there(dil_here):
+    code, _, err = dil_here("train", "--config-dir", "nope", "allow_custom=true")
+    assert code == 2
+    assert err.splitlines() == [
+        "error: there is no folder nope",
+        "where: --config-dir nope",
+        "fix:   --config-dir ./myconf",
+    ]
+
+
 def test_a_yaml_cannot_allow_its_own_code(folder, dil_here):
     (folder.parent / "experiment").mkdir()
     (folder.parent / "experiment" / "sly.yaml").write_text("# @package _global_\nallow_custom: true\n")
