@@ -51,7 +51,7 @@ losses-trl: $(INSTALLED)  ## the losses against TRL 1.16, which is installed int
 DATA ?=
 BENCH ?=
 
-bench: $(INSTALLED)  ## dil beside TRL 1.16 and the machine's limit: make bench DATA=../shared/data (hours, see benchmarks/)
+bench: $(INSTALLED)  ## dil beside TRL 1.16 and the machine's limit: make bench DATA=DIR (hours, see benchmarks/)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[dev,trl]'
 	DATA='$(DATA)' $(BIN)/python -m benchmarks.vs_trl $(BENCH)
 	DATA='$(DATA)' $(BIN)/python -m benchmarks.scaling
