@@ -87,15 +87,15 @@ def test_a_step_reads_a_prompt_once_and_scores_response_tokens_only(
 def test_a_run_reads_each_pair_as_often_as_it_must(
     dil_here: Callable[..., tuple[int, str, str]], small_run: list[str], forwards: list[Forward]
 ):
-    train, held_out, measurements, preflight, trial = 36, 4, 3, 8, 3
+    train, held_out, measurements, preflight = 36, 4, 3, 8
+    trial = 3  # with gradient, and twice without, to see whether neighbours matter
     assert dil_here("train", *small_run, "loss=dpo")[0] == 0
     with_gradient = sum(forward.pairs for forward in forwards if forward.with_gradient)
     without = sum(forward.pairs for forward in forwards if not forward.with_gradient)
     assert with_gradient == train + trial
-    assert without == (train + held_out) + preflight + measurements * held_out
+    assert without == 2 * trial + (train + held_out) + preflight + measurements * held_out
     # Another loss, rate and label noise: no reference pass at all.
     forwards.clear()
     assert dil_here("train", *small_run, "loss=ipo", "optim.lr=3e-4", "data.label_noise=0.2")[0] == 0
-    assert (
-        sum(forward.pairs for forward in forwards if not forward.with_gradient) == preflight + measurements * held_out
-    )
+    without = sum(forward.pairs for forward in forwards if not forward.with_gradient)
+    assert without == 2 * trial + preflight + measurements * held_out
