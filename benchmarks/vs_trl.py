@@ -30,8 +30,9 @@ SIDES = (
     Side("trl_patched", "TRL tuned, its source patched", replace(TUNED, compact_head=True), grouped=True),
     Side("dil_first", "dil, first run (reference pass included)", reference=True),
     Side("dil_cached", "dil, reference cached"),
+    Side("dil_checkpointed", "that, with checkpointing", checkpointing=True),
 )
-SLOW = ("trl_plain", "trl_grouped", "trl_patched")
+SLOW = ("trl_plain", "trl_grouped", "trl_patched", "dil_checkpointed")
 """Left out of a smoke test."""
 VOCABULARIES = {"8k": 8192, "32k": 32768}
 TOKENIZER_VOCAB = 8192
@@ -165,7 +166,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help=f"optimiser steps in a round ({STEPS})")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=machine.cores())
-    parser.add_argument("--token-budget", type=int, default=2048, help="dil's tokens in a micro-batch")
+    parser.add_argument("--token-budget", type=int, default=1024, help="dil's tokens in a micro-batch")
     parser.add_argument(
         "--micro-batch", type=int, default=TUNED.micro_batch, help="pairs in a forward of the tuned TRL"
     )
