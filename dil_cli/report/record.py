@@ -1,0 +1,153 @@
+"""What a finished run recorded, as far as a report needs it: the curves, the last measurement pair by pair, the costs.
+
+P probe pairs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from dil_cli.artifacts.run_folder import RunFolder
+from dil_cli.dynamics.statistics import ROUNDING, Float64
+from dil_cli.errors import DilError
+from dil_cli.report.runs import Damaged, Run
+from dil_cli.tracking.record import read_metrics
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """The last measurement of the probe set, (P,) each; what the run has no number of is NaN.
+
+    Changes are nats per token since step 0. `won` is 1 where the margin grew under the run's reduction, 0.5 for a tie.
+    """
+
+    row: np.ndarray
+    chosen_tokens: np.ndarray
+    chosen: Float64
+    rejected: Float64
+    margin: Float64
+    won: Float64
+
+    @property
+    def both_falling(self) -> Float64:
+        """1 where both responses became less likely."""
+        both = (self.chosen < 0) & (self.rejected < 0)
+        return np.where(np.isnan(self.rejected), np.nan, both)
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """A finished run and what it measured. `evals` is benchmark to metric to value."""
+
+    run: Run
+    probe: tuple[dict[str, Any], ...]
+    pairs: Pairs
+    pairs_per_s: float | None
+    memory_gb: float | None
+    evals: Mapping[str, Mapping[str, float]]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def end(self) -> Mapping[str, Any]:
+        """The final numbers."""
+        result = self.run.result or {}
+        end: Mapping[str, Any] = result["end"]
+        return end
+
+
+def read_records(runs: Sequence[Run]) -> tuple[list[Record], list[Damaged]]:
+    """The records of the runs that are done; those whose record is damaged, with the reason."""
+    records, damaged = [], []
+    for run in runs:
+        if run.status != "done":
+            continue
+        try:
+            records.append(read_record(run))
+        except DilError as error:
+            damaged.append(Damaged(run.folder, error.what))
+    return records, damaged
+
+
+def read_record(run: Run) -> Record:
+    """The record of a run that is done.
+
+    Raises:
+        DilError: naming the file that is missing or damaged.
+    """
+    folder = RunFolder(run.folder)
+    rows = read_metrics(folder.metrics)
+    probe = tuple(row for row in rows if row.get("probe/logps/chosen") is not None)
+    if not probe:
+        raise DilError("metrics.jsonl holds no probe measurement", str(folder.metrics))
+    rates = [row["pairs_per_s"] for row in rows if isinstance(row.get("pairs_per_s"), int | float)]
+    memory = [row["memory_gb"] for row in rows if isinstance(row.get("memory_gb"), int | float)]
+    step = int((run.result or {})["end"]["step"])
+    evals, notes = _read_evals(run.folder)
+    return Record(
+        run=run,
+        probe=probe,
+        pairs=_read_pairs(folder.probe / f"step-{step:06d}.parquet", run.reduction),
+        pairs_per_s=median(rates) if rates else None,
+        memory_gb=max(memory) if memory else None,
+        evals=evals,
+        notes=notes,
+    )
+
+
+def _read_pairs(path: Path, reduction: str) -> Pairs:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+        column = {name: np.asarray(table.column(name).to_numpy(), dtype=np.float64) for name in table.column_names}
+        return Pairs(
+            row=column["row"].astype(np.int64),
+            chosen_tokens=column["chosen_tokens"].astype(np.int64),
+            chosen=column["delta_chosen"],
+            rejected=column["delta_rejected"],
+            margin=column["delta_margin"],
+            won=_won(column, reduction),
+        )
+    except FileNotFoundError as error:
+        raise DilError(f"probe/{path.name} is missing", str(path)) from error
+    except (OSError, KeyError, ValueError, pyarrow.ArrowException) as error:
+        raise DilError(f"probe/{path.name} is damaged", str(path)) from error
+
+
+def _won(column: Mapping[str, Float64], reduction: str) -> Float64:
+    """As `accuracy` counts: ties half, a margin within the rounding of a float32 sum is a tie."""
+    tokens = [column[f"{side}_tokens"] if reduction == "mean" else 1.0 for side in ("chosen", "rejected")]
+    sums = [column["chosen_logp_sum"], column["rejected_logp_sum"]]
+    starts = [column["reference_chosen_sum"], column["reference_rejected_sum"]]
+    with np.errstate(divide="ignore", invalid="ignore"):  # a demonstration's rejected response has no token
+        s_w, s_l = ((now - start) / count for now, start, count in zip(sums, starts, tokens, strict=True))
+        size = sum(np.abs(now / count) for now, count in zip(sums, tokens, strict=True))
+    margin = s_w - s_l
+    won = np.where(np.abs(margin) <= ROUNDING * size, 0.5, margin > 0)
+    return np.where(np.isnan(margin), np.nan, won)
+
+
+def _read_evals(folder: Path) -> tuple[dict[str, dict[str, float]], tuple[str, ...]]:
+    """Every `eval/*.json` below the folder; of two with one benchmark, the run's own before a checkpoint's."""
+    evals: dict[str, dict[str, float]] = {}
+    notes = []
+    for path in sorted(folder.glob("**/eval/*.json"), key=lambda path: (-len(path.parts), str(path))):
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            numbers = {
+                str(name): float(value)
+                for name, value in record["metrics"].items()
+                if isinstance(value, int | float) and not isinstance(value, bool)
+            }
+            evals[str(record["benchmark"])] = numbers
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            notes.append(f"{path.relative_to(folder).as_posix()} is no evaluation result")
+    return dict(sorted(evals.items())), tuple(notes)
