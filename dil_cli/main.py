@@ -13,6 +13,7 @@ from dil_cli.errors import DilError
 
 COMMANDS = {
     "train": "train a policy on preference pairs and record its likelihood dynamics",
+    "sweep": "train every combination of some values; finished runs are kept, the rest goes on",
     "losses": "list the losses, explain one, draw their gradients",
     "cache": "list, verify and remove what runs keep for each other",
 }
@@ -32,10 +33,12 @@ examples:
   dil train loss=ukl                            another loss; dil train --help lists all groups
   dil train loss=dpo loss.beta=0.05 seed=1      any value can be set
   dil train model=mistral7b data=ultrafeedback  the paper's 7B setting
+  dil sweep loss=lsif,bce,ukl,dpo seed=0,1,2    twelve runs and a table; the same command again goes on
   dil losses ukl                                what a loss is; dil losses lists all
   dil cache list                                the reference log-probs that runs share
 
-dil COMMAND --help explains a command. Errors in three lines; DIL_TRACEBACK=1 adds the traceback.
+dil COMMAND --help explains a command. Tab completion: eval "$(dil -sc install=bash)", or zsh; fish: ... | source
+Errors in three lines; DIL_TRACEBACK=1 adds the traceback.
 """
 
 
@@ -78,6 +81,9 @@ def dispatch(argv: list[str]) -> int:
         print(f"dil {__version__}")
         return 0
     command, *rest = argv
+    if command in {"-sc", "--shell-completion"}:
+        with_config = [name for name in COMMANDS if name not in WITHOUT_CONFIG]
+        return int(import_module("dil_cli.config.completion").run(rest, list(COMMANDS), with_config))
     if command not in COMMANDS:
         from difflib import get_close_matches
 

@@ -33,6 +33,8 @@ ALLOWED = {
     "cache": {"errors", "types", "files", "hub", "config", "data", "models", "dynamics", "train"},
     # Reads files; neither losses nor models, so that it answers without torch.
     "report": {"errors", "files", "artifacts", "dynamics", "tracking"},
+    # It checks what `dil train` would refuse, and its table has the report's intervals.
+    "sweep": {"errors", "files", "config", "data", "models", "artifacts", "tracking", "report", "train"},
     "main": {"errors"},
 }  # fmt: skip
 """What each part may import: always to the left in ARCHITECTURE's flow."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
-from dil_cli.config.help import default_choices
+from dil_cli.config.help import default_choices, root_config
 from dil_cli.config.paths import conf_dir, config_dirs
 from dil_cli.errors import DilError
 
@@ -35,7 +35,9 @@ def split_argv(command: str, argv: Sequence[str]) -> tuple[list[str], list[str]]
     while words:
         word = words.pop(0)
         flag, equals, value = word.partition("=")
-        if not flag.startswith("-"):
+        if flag == "--dry-run" and command == "sweep":
+            overrides.append("hydra.sweeper.dry_run=true")
+        elif not flag.startswith("-"):
             # An experiment reads the same with and without Hydra's append sign.
             overrides.append(word.removeprefix("+") if word.startswith("+experiment=") else word)
         elif flag in SWITCHES:
@@ -46,7 +48,8 @@ def split_argv(command: str, argv: Sequence[str]) -> tuple[list[str], list[str]]
             _check_value(command, flag, given)
             options += [flag, *given]
         else:
-            close = get_close_matches(flag, [*SWITCHES, *TAKE_A_VALUE], n=1)
+            known = [*SWITCHES, *TAKE_A_VALUE, *(["--dry-run"] if command == "sweep" else [])]
+            close = get_close_matches(flag, known, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
             raise DilError(f"no option {flag}{hint}", f"dil {command} {word}", f"dil {command} --help")
     folders = [conf_dir(), *config_dirs(argv)]
@@ -84,6 +87,6 @@ def _check_override(command: str, word: str) -> None:
         raise DilError(f"'{word}' is not of the form key=value", where, example)
     if word.startswith("~"):
         raise DilError("nothing can be taken out of a config, only changed", where, f"{word[1:].partition('=')[0]}=...")
-    groups = default_choices(conf_dir() / f"{command}.yaml")
+    groups = default_choices(root_config(command))
     if key in groups and (value.startswith(("[", "{")) or value in {"", "null"}) and key != "experiment":
         raise DilError(f"{key} takes one choice", where, f"{key}={groups[key]}, or with -m {key}=a,b for several runs")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
 import hydra
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, flag_override
@@ -17,11 +19,14 @@ from omegaconf.errors import OmegaConfBaseException
 from dil_cli.config import custom, schema
 from dil_cli.config.arguments import split_argv
 from dil_cli.config.explain import check_keys, explained
+from dil_cli.config.help import ROOTS
 from dil_cli.config.paths import conf_dir
 from dil_cli.errors import DilError
 from dil_cli.losses import PreferenceLoss, check_loss, registry
 from dil_cli.losses.check import place_of
 
+STOPS = {"--cfg", "-c", "--info", "-i", "--hydra-help", "--version", "--shell-completion", "-sc"}
+"""Options that answer and start nothing."""
 OWN_FOLDER = "."
 """`hydra.run.dir` as the root configs set it: the run names its own folder."""
 
@@ -74,6 +79,9 @@ def run_command(command: str, argv: list[str]) -> int:
         DilError: for anything wrong in `argv` or in the files it names.
     """
     overrides, options = split_argv(command, argv)
+    root = ROOTS.get(command, command)
+    if command == "sweep" and not STOPS & set(options):
+        options = ["--multirun", *options]
     custom.load(argv)
     register_schemas()
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -81,19 +89,20 @@ def run_command(command: str, argv: list[str]) -> int:
     codes: list[int] = []
     begun: list[DictConfig] = []
 
-    def job(composed: DictConfig) -> None:
+    def job(composed: DictConfig) -> int:
         begun.append(composed)
         # Hydra prints a line of its own before it re-raises what a job raises.
         try:
             config = to_dataclass(composed)
-            codes.append(import_module(f"dil_cli.{command}.run").run(config, chosen_folder()))
+            codes.append(import_module(f"dil_cli.{root}.run").run(config, chosen_folder()))
         except DilError as error:
             if os.environ.get("DIL_TRACEBACK"):
                 raise
             print(error, file=sys.stderr)
             codes.append(error.exit_code)
+        return codes[-1]
 
-    entry = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(job)
+    entry = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=root)(job)
     try:
         with explained(command, [*overrides, *options]):
             entry()
@@ -117,11 +126,25 @@ def compose(command: str, overrides: list[str]) -> schema.TrainConfig:
         explained(command, overrides),
         hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"),
     ):
-        composed = hydra.compose(command, overrides, return_hydra_config=True)
-        HydraConfig.instance().set_config(composed)
-        with flag_override(composed, ["struct", "readonly"], [False, False]):
-            del composed["hydra"]
-        return to_dataclass(composed)
+        return _without_hydra(hydra.compose(ROOTS.get(command, command), overrides, return_hydra_config=True))
+
+
+def compose_job(loader: ConfigLoader, sweep: DictConfig, overrides: Sequence[str]) -> schema.TrainConfig:
+    """The dataclass of one job of a sweep, whose own config is `sweep`.
+
+    Raises:
+        DilError: as `run_command`.
+    """
+    with explained("sweep", overrides):
+        return _without_hydra(loader.load_sweep_config(sweep, list(overrides)))
+
+
+def _without_hydra(composed: DictConfig) -> schema.TrainConfig:
+    """The config once Hydra's own part has given what the rest refers to."""
+    HydraConfig.instance().set_config(composed)
+    with flag_override(composed, ["struct", "readonly"], [False, False]):
+        del composed["hydra"]
+    return to_dataclass(composed)
 
 
 def to_dataclass(composed: DictConfig) -> schema.TrainConfig:

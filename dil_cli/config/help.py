@@ -19,12 +19,20 @@ values (dil {command} --cfg job prints all of them, with any choice you add):
 {values}
 
 options:
-  --cfg job            print the composed config and stop (--resolve fills the ${{references}})
+{switches}  --cfg job            print the composed config and stop (--resolve fills the ${{references}})
   --config-dir DIR     add your own groups: DIR/loss/mine.yaml gives loss=mine (docs/custom_loss.md)
-  -m, --multirun       one run for each combination: loss=lsif,ukl seed=0,1,2
   --info defaults      where each group's choice comes from
   --hydra-help         Hydra's own options
 """
+
+ROOTS = {"sweep": "train"}
+"""Commands whose config is that of another."""
+
+SWITCHES = {
+    "train": "  -m, --multirun       one run for each combination: loss=lsif,ukl seed=0,1,2 (the same as dil sweep)\n",
+    "sweep": "  --dry-run            list the runs, which of them are done, and how long the rest will take\n",
+}
+"""Options of one command alone."""
 
 VALUES = {
     "train": {
@@ -40,8 +48,22 @@ VALUES = {
         "precision, device": "auto|fp32|bf16, auto|cpu|cuda|mps",
         "allow_custom=true": "run the Python files beside your own YAML in --config-dir",
         "hydra.run.dir": "a run folder of your own choice",
-    }
+    },
+    "sweep": {
+        "loss=lsif,ukl,dpo": "a list: one run for each of its values, and for each combination with other lists",
+        "seed=range(0,3)": "0,1,2; of an interval the end is left out",
+        "optim.lr=1e-4,3e-4": "any value of dil train (dil train --help) can be a list",
+        "experiment=...": "a grid with its question; what you add on the command line takes the place of its own",
+        "tracker.group": "the group in W&B; the sweep's name if not set",
+        "hydra/launcher": "basic: one after the other, here; joblib: hydra.launcher.n_jobs at once; slurm: a job each",
+        "hydra.launcher.*": "n_jobs of joblib; partition, timeout_min, gpus_per_node, array_parallelism of slurm",
+    },
 }
+
+
+def root_config(command: str) -> Path:
+    """The YAML at the root of a command's config; a sweep is made of runs of `dil train`."""
+    return conf_dir() / f"{ROOTS.get(command, command)}.yaml"
 
 
 def describe(path: Path) -> str:
@@ -67,7 +89,7 @@ def default_choices(root: Path) -> dict[str, str]:
 def command_help(command: str, summary: str, argv: list[str]) -> str:
     """The help text of a command; groups of `--config-dir` in `argv` are listed too."""
     folders = [conf_dir(), *config_dirs(argv)]
-    defaults = default_choices(conf_dir() / f"{command}.yaml")
+    defaults = default_choices(root_config(command))
     lines = [HEADER.format(command=command, summary=summary)]
     for group, default in defaults.items():
         found = {path.stem: path for folder in folders for path in sorted((folder / group).glob("*.yaml"))}
@@ -82,4 +104,4 @@ def command_help(command: str, summary: str, argv: list[str]) -> str:
     values = VALUES[command]
     width = max(map(len, values))
     shown = "\n".join(f"  {key.ljust(width)}  {text}" for key, text in values.items())
-    return "\n".join(lines) + "\n" + FOOTER.format(command=command, values=shown)
+    return "\n".join(lines) + "\n" + FOOTER.format(command=command, values=shown, switches=SWITCHES[command])

@@ -1,0 +1,109 @@
+"""Tab completion: `eval "$(dil -sc install=bash)"`, zsh alike; fish: `dil -sc install=fish | source`.
+
+The shell asks `dil -sc query=SHELL` with its line in COMP_LINE. Commands, groups and their choices are answered from
+file names, at once; keys such as `optim.lr=` by Hydra, which composes the config for them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dil_cli.config.help import default_choices, root_config
+from dil_cli.config.paths import conf_dir, config_dirs
+from dil_cli.errors import DilError
+
+SHELLS = ("bash", "zsh", "fish")
+OPTIONS = ("--help", "--cfg", "--config-dir", "--info")
+
+
+def run(argv: Sequence[str], commands: Sequence[str], with_config: Sequence[str]) -> int:
+    """`-sc install=SHELL`, `uninstall=SHELL` or, from the shell's script, `query=SHELL`.
+
+    Args:
+        argv: what follows `-sc`.
+        commands: all commands of dil.
+        with_config: those of them that compose a config.
+
+    Raises:
+        DilError: for another word than these.
+    """
+    action, _, shell = "".join(argv[:1]).partition("=")
+    if action not in {"install", "uninstall", "query"} or shell not in SHELLS:
+        raise DilError(
+            f"no completion '{' '.join(argv)}'; shells: {', '.join(SHELLS)}",
+            "dil -sc",
+            'eval "$(dil -sc install=bash)"',
+        )
+    if action == "query":
+        found = candidates(os.environ.get("COMP_LINE", ""), commands, with_config)
+        print(("\n" if shell == "fish" else " ").join(found))
+    else:
+        print(_hydra(["-sc", f"{action}={'bash' if shell == 'zsh' else shell}"]), end="")
+    return 0
+
+
+def candidates(line: str, commands: Sequence[str], with_config: Sequence[str]) -> list[str]:
+    """What may stand at the end of a command line that begins with `dil`."""
+    words = line.split()[1:]
+    word = "" if not words or line.endswith(" ") else words.pop()
+    if not words:
+        return sorted(command for command in commands if command.startswith(word))
+    command, *given = words
+    if command not in with_config:
+        return []
+    if word.startswith("-"):
+        own = {"sweep": ["--dry-run"], "train": ["--multirun"]}.get(command, [])
+        return sorted(option for option in [*OPTIONS, *own] if option.startswith(word))
+    return _choices(command, word, given) or _keys(word, given)
+
+
+def _choices(command: str, word: str, given: Sequence[str]) -> list[str]:
+    """Groups, or the choices of one: after a comma the next of a list."""
+    folders = [conf_dir(), *config_dirs(given)]
+    groups = [
+        *default_choices(root_config(command)),
+        *(path.name for folder in folders[1:] for path in _groups(folder)),
+    ]
+    group, equals, value = word.partition("=")
+    if not equals:
+        return sorted({f"{name}=" for name in groups if name.startswith(word)})
+    if group not in groups:
+        return []
+    before, comma, last = value.rpartition(",")
+    names = {
+        str(path.relative_to(folder / group).with_suffix(""))
+        for folder in folders
+        for path in (folder / group).rglob("*.yaml")
+    }
+    return sorted(f"{group}={before}{comma}{name}" for name in names if name.startswith(last))
+
+
+def _groups(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.iterdir()) if path.is_dir()] if folder.is_dir() else []
+
+
+def _keys(word: str, given: Sequence[str]) -> list[str]:
+    """Keys and their values, from Hydra."""
+    from dil_cli.config.compose import register_schemas
+
+    register_schemas()
+    overrides = [name for name in given if "=" in name and not name.startswith("-")]
+    os.environ["COMP_LINE"] = " ".join(["dil", *overrides, word])
+    dirs = [option for folder in config_dirs(given) for option in ("--config-dir", str(folder))]
+    return _hydra(["-sc", "query=bash", *dirs]).split()
+
+
+def _hydra(options: Sequence[str]) -> str:
+    """What Hydra prints for `dil OPTIONS`."""
+    import hydra
+
+    sys.argv = ["dil", *options]
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(lambda config: None)()
+    return said.getvalue()

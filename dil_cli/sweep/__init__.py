@@ -1,0 +1,1 @@
+"""`dil sweep`: all combinations of some values, checked first, finished ones skipped, ended in one table."""
