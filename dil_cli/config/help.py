@@ -5,6 +5,7 @@ Hydra's own help composes the config first and walks its own groups; this answer
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from dil_cli.config.paths import conf_dir, config_dirs
@@ -46,6 +47,21 @@ VALUES = {
 }
 
 
+NESTED = {
+    "experiment/quick": "a part of each grid below 10 minutes on the tiny model: experiment=quick/fig2_dynamics",
+}
+"""Folders within a group, told in a line instead of listed."""
+
+
+def choices(folders: Sequence[Path], group: str) -> dict[str, Path]:
+    """What a group offers in these folders: name, with that of its folder within the group, to YAML."""
+    found: dict[str, Path] = {}
+    for root in (folder / group for folder in folders):
+        paths = sorted(root.rglob("*.yaml"), key=lambda path: (len(path.parts), path))
+        found |= {path.relative_to(root).with_suffix("").as_posix(): path for path in paths}
+    return found
+
+
 def describe(path: Path) -> str:
     """The first comment line of a YAML file, past Hydra's `# @package` line."""
     for line in path.read_text(encoding="utf-8").splitlines():
@@ -72,14 +88,18 @@ def command_help(command: str, summary: str, argv: list[str]) -> str:
     defaults = default_choices(conf_dir() / f"{command}.yaml")
     lines = [HEADER.format(command=command, summary=summary)]
     for group, default in defaults.items():
-        found = {path.stem: path for folder in folders for path in sorted((folder / group).glob("*.yaml"))}
+        found = {name: describe(path) for name, path in choices(folders, group).items()}
+        for nested in [key for key in NESTED if key.startswith(f"{group}/")]:
+            within = nested.removeprefix(f"{group}/")
+            found = {name: text for name, text in found.items() if not name.startswith(f"{within}/")}
+            found[f"{within}/..."] = NESTED[nested]
         if not found:
             continue
         lines.append(f"{group}=")
         width = max(map(len, found))
-        for name, path in found.items():
+        for name, text in found.items():
             mark = "*" if name == default else " "
-            lines.append(f"  {mark} {name.ljust(width)}  {describe(path)}".rstrip())
+            lines.append(f"  {mark} {name.ljust(width)}  {text}".rstrip())
     lines.append("  (* default)")
     values = VALUES[command]
     width = max(map(len, values))
