@@ -243,6 +243,10 @@ def test_a_typo_in_a_quick_name_is_answered_with_the_name(dil_here):
 def test_the_documentation_lists_every_experiment_with_its_numbers():
     text = (Path(__file__).parents[2] / "docs" / "experiments.md").read_text(encoding="utf-8")
     for name in FULL:
-        (row,) = re.findall(rf"^\| `{name}` \|.*$", text, re.MULTILINE)
-        assert f" {len(grid(name).jobs)} |" in row, name
-        assert f"{len(grid('quick/' + name).jobs)} runs" in row, name
+        made, quick = grid(name), grid(f"quick/{name}")
+        row = next(line for line in text.splitlines() if line.startswith(f"| `{name}` | {made.sweeper.question} |"))
+        (minutes,) = re.findall(r"([\d.]+) minutes: ", " ".join(comments(f"quick/{name}")))
+        hours = "".join(f"{stated} h" for stated in re.findall(r"([\d.]+) hours on", " ".join(comments(name))))
+        assert [cell.strip() for cell in row.split("|")[4:7]] == [
+            str(len(made.jobs)), hours, f"{len(quick.jobs)} runs, {minutes} min",
+        ], name  # fmt: skip
