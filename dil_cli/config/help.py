@@ -47,6 +47,16 @@ VALUES = {
 }
 
 
+def describe(path: Path) -> str:
+    """The first comment line of a YAML file, past Hydra's `# @package` line."""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.startswith("#") and not line.startswith("# @"):
+            return line.lstrip("# ").strip()
+        if line and not line.startswith("#"):
+            break
+    return ""
+
+
 NESTED = {
     "experiment/quick": "a part of each grid below 10 minutes on the tiny model: experiment=quick/fig2_dynamics",
 }
@@ -60,16 +70,6 @@ def choices(folders: Sequence[Path], group: str) -> dict[str, Path]:
         paths = sorted(root.rglob("*.yaml"), key=lambda path: (len(path.parts), path))
         found |= {path.relative_to(root).with_suffix("").as_posix(): path for path in paths}
     return found
-
-
-def describe(path: Path) -> str:
-    """The first comment line of a YAML file, past Hydra's `# @package` line."""
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if line.startswith("#") and not line.startswith("# @"):
-            return line.lstrip("# ").strip()
-        if line and not line.startswith("#"):
-            break
-    return ""
 
 
 def default_choices(root: Path) -> dict[str, str]:
