@@ -139,7 +139,8 @@ def _missing_choice(error: MissingConfigException, command: str, argv: Sequence[
         )  # fmt: skip
     options = [option for option in (error.options or []) if option]
     outer, _, inner = group.partition("/")
-    if inner:  # experiment=quick/NAME, which Hydra takes apart into experiment/quick and NAME
+    if inner and any(word.startswith(f"{outer}=") for word in argv):
+        # experiment=quick/NAME, which Hydra takes apart into experiment/quick and NAME; not hydra/launcher=NAME.
         group, choice = outer, f"{inner}/{choice}"
         options = list(choices([conf_dir(), *config_dirs(argv)], group))
     close = get_close_matches(choice, options, n=1)

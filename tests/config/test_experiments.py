@@ -238,6 +238,8 @@ def test_a_typo_in_a_quick_name_is_answered_with_the_name(dil_here):
         "where: dil train experiment=quick/fig2_dynamic",
         "fix:   experiment=quick/fig2_dynamics",
     ]
+    _, _, err = dil_here("train", "hydra/launcher=basik", "--cfg", "job")
+    assert err.splitlines()[0] == "error: no 'basik' in hydra/launcher; did you mean basic?"
 
 
 def test_the_documentation_lists_every_experiment_with_its_numbers():
