@@ -32,7 +32,8 @@ OWN_FOLDER = "."
 
 
 def register_schemas() -> None:
-    """Put every dataclass where YAML can inherit it: `defaults: [/schema/loss/ukl@_here_]`."""
+    """Put every dataclass where YAML can inherit it: `defaults: [/schema/loss/ukl@_here_]`; and `${times:...}`."""
+    OmegaConf.register_new_resolver("times", times, replace=True)
     store = ConfigStore.instance()
     store.store(group="schema", name="train", node=schema.TrainConfig)
     for name in ("model", "data", "optim", "tracker"):
@@ -40,6 +41,11 @@ def register_schemas() -> None:
     store.repo["schema"].pop("loss", None)  # an earlier command of this process may have brought its own
     for name, loss in registry.LOSSES.items():
         store.store(group="schema/loss", name=name, node=loss_schema(loss))
+
+
+def times(factor: float, number: int) -> int:
+    """`${times:5,${model.batch_size}}` in YAML: a whole number that follows another, rounded."""
+    return round(factor * number)
 
 
 def loss_schema(loss: type[PreferenceLoss]) -> DictConfig:

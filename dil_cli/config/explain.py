@@ -21,6 +21,8 @@ from omegaconf.errors import (
 from yaml import YAMLError
 
 from dil_cli.config import custom
+from dil_cli.config.help import choices
+from dil_cli.config.paths import conf_dir, config_dirs
 from dil_cli.config.schema import TrainConfig
 from dil_cli.errors import DilError
 from dil_cli.losses import registry
@@ -136,6 +138,11 @@ def _missing_choice(error: MissingConfigException, command: str, argv: Sequence[
             f"beside it {choice}.yaml with the lines 'defaults:' and '  - /schema/loss/{choice}@_here_'",
         )  # fmt: skip
     options = [option for option in (error.options or []) if option]
+    outer, _, inner = group.partition("/")
+    if inner and any(word.startswith(f"{outer}=") for word in argv):
+        # experiment=quick/NAME, which Hydra takes apart into experiment/quick and NAME; not hydra/launcher=NAME.
+        group, choice = outer, f"{inner}/{choice}"
+        options = list(choices([conf_dir(), *config_dirs(argv)], group))
     close = get_close_matches(choice, options, n=1)
     word = next((w for w in argv if w.startswith(f"{group}=")), f"{group}={choice}")
     if not options:

@@ -5,6 +5,7 @@ Hydra's own help composes the config first and walks its own groups; this answer
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from dil_cli.config.paths import conf_dir, config_dirs
@@ -39,9 +40,11 @@ VALUES = {
         "seed": "order of the pairs, label noise",
         "name": "the run's folder is <output>/<name>-<hash of its config and data>",
         "optim.lr, optim.batch_size": "default to the scale of the model: ${model.lr}, ${model.batch_size} pairs",
+        "optim.lr_factor": "multiplies optim.lr, whatever the model: optim.lr_factor=0.6,1,1.2,2",
         "optim.epochs, optim.clip": "passes over the pairs; gradient norm limit",
         "loss.reduction": "mean|sum: log-probs per token or per response",
         "data.limit, data.label_noise": "first N pairs only; fraction of pairs with flipped label",
+        "data.join_to": "join short pairs until prompt and longer response have so many tokens",
         "data.path, model.path": "a file or folder of your own (data=local, model=local)",
         "probe.pairs, probe.times": "held-out pairs measured, and how often",
         "checkpoint.every": "steps between checkpoints (0: only at the end)",
@@ -76,6 +79,21 @@ def describe(path: Path) -> str:
     return ""
 
 
+NESTED = {
+    "experiment/quick": "a part of each grid below 10 minutes on the tiny model: experiment=quick/fig2_dynamics",
+}
+"""Folders within a group, told in a line instead of listed."""
+
+
+def choices(folders: Sequence[Path], group: str) -> dict[str, Path]:
+    """What a group offers in these folders: name, with that of its folder within the group, to YAML."""
+    found: dict[str, Path] = {}
+    for root in (folder / group for folder in folders):
+        paths = sorted(root.rglob("*.yaml"), key=lambda path: (len(path.parts), path))
+        found |= {path.relative_to(root).with_suffix("").as_posix(): path for path in paths}
+    return found
+
+
 def default_choices(root: Path) -> dict[str, str]:
     """Group -> choice from the defaults list of a root config, without importing a YAML parser."""
     choices = {}
@@ -92,14 +110,18 @@ def command_help(command: str, summary: str, argv: list[str]) -> str:
     defaults = default_choices(root_config(command))
     lines = [HEADER.format(command=command, summary=summary)]
     for group, default in defaults.items():
-        found = {path.stem: path for folder in folders for path in sorted((folder / group).glob("*.yaml"))}
+        found = {name: describe(path) for name, path in choices(folders, group).items()}
+        for nested in [key for key in NESTED if key.startswith(f"{group}/")]:
+            within = nested.removeprefix(f"{group}/")
+            found = {name: text for name, text in found.items() if not name.startswith(f"{within}/")}
+            found[f"{within}/..."] = NESTED[nested]
         if not found:
             continue
         lines.append(f"{group}=")
         width = max(map(len, found))
-        for name, path in found.items():
+        for name, text in found.items():
             mark = "*" if name == default else " "
-            lines.append(f"  {mark} {name.ljust(width)}  {describe(path)}".rstrip())
+            lines.append(f"  {mark} {name.ljust(width)}  {text}".rstrip())
     lines.append("  (* default)")
     values = VALUES[command]
     width = max(map(len, values))

@@ -108,6 +108,8 @@ class DataConfig:
     fraction of the training prompts is held out instead (all pairs of a prompt on one side).
     `subset` and `revision` are the hub's; a local folder in its place needs neither. `template` is a
     Jinja chat template for tokenizers without one. `score_prompt` trains on the prompt's tokens too.
+    `join_to` makes long pairs of short ones, of at least so many tokens (`data/join.py`); `limit` and
+    `label_noise` then count joined pairs.
     """
 
     source: DataSource
@@ -119,6 +121,7 @@ class DataConfig:
     heldout_fraction: float | None = None
     limit: int | None = None
     label_noise: float = 0.0
+    join_to: int | None = None
     max_length: int
     max_prompt_length: int
     template: str | None = None
@@ -138,6 +141,10 @@ class DataConfig:
             1 <= self.max_prompt_length < self.max_length, "data.max_prompt_length", self.max_prompt_length,
             f"lie in 1 to data.max_length - 1 = {self.max_length - 1}", self.max_length // 2,
         )  # fmt: skip
+        require(
+            self.join_to is None or 2 <= self.join_to <= self.max_length, "data.join_to", self.join_to,
+            f"lie in 2 to data.max_length = {self.max_length}, or be null", self.max_length,
+        )  # fmt: skip
         if (self.heldout_split is None) == (self.heldout_fraction is None):
             raise DilError(
                 "set one of data.heldout_split and data.heldout_fraction and leave the other null",
@@ -153,10 +160,14 @@ class DataConfig:
 
 @dataclass(kw_only=True)
 class OptimConfig:
-    """The optimiser and its schedule. `batch_size` is in pairs, `token_budget` in tokens of one micro-batch."""
+    """The optimiser and its schedule. `batch_size` is in pairs, `token_budget` in tokens of one micro-batch.
+
+    `lr_factor` multiplies `lr`, and `muon_lr` with it: a grid of factors is a grid round any model's own rate.
+    """
 
     kind: Optimiser = Optimiser.adamw
     lr: float
+    lr_factor: float = 1.0
     batch_size: int
     token_budget: int
     epochs: float = 1.0
@@ -172,6 +183,7 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         require_positive("optim.lr", self.lr, "${model.lr}")
+        require_positive("optim.lr_factor", self.lr_factor, 1)
         require_positive("optim.epochs", self.epochs, 1)
         require_positive("optim.eps", self.eps, 1e-8)
         require(self.batch_size > 0, "optim.batch_size", self.batch_size, "be above 0", 32)

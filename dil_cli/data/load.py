@@ -39,6 +39,15 @@ class SplitCounts:
 
 
 @dataclass(frozen=True)
+class Joined:
+    """What `data.join_to` made of a split: `made` pairs out of `used`; the last `short` were too few for another."""
+
+    made: int
+    used: int
+    short: int
+
+
+@dataclass(frozen=True)
 class Counts:
     """What became of the rows.
 
@@ -46,6 +55,8 @@ class Counts:
     train, heldout: pairs in use; beyond_limit: training pairs left out by `data.limit`.
     flipped: training pairs with a flipped label.
     prompts_in_both: distinct prompts that stand in both splits (kept; 0 with `heldout_fraction`).
+    joined: the training and the held-out split under `data.join_to`, whose `train`, `heldout` and `flipped` count
+    joined pairs, the other fields pairs as they were read.
     """
 
     read: tuple[SplitCounts, ...]
@@ -54,11 +65,15 @@ class Counts:
     beyond_limit: int
     flipped: int
     prompts_in_both: int
+    joined: tuple[Joined, Joined] | None = None
 
     def describe(self) -> list[str]:
         """What a user should be told, one sentence a line."""
         lines = [split.describe() for split in self.read]
         lines.append(f"{self.train:,} pairs to train on, {self.heldout:,} held out")
+        for name, split in zip(("train", "held out"), self.joined or (), strict=False):
+            rest = f", the last {split.short:,} too few for another" if split.short else ""
+            lines.append(f"{name}: {split.used:,} pairs joined into {split.made:,} by data.join_to{rest}")
         if self.beyond_limit:
             lines.append(f"{self.beyond_limit:,} training pairs left out by data.limit")
         if self.flipped:
@@ -87,6 +102,8 @@ class PairSplits:
 def load_pairs(config: DataConfig, seed: int, needs_rejected: bool) -> PairSplits:
     """Read, hold out (whatever the seed), limit, and choose by seed the labels to flip.
 
+    Under `data.join_to` all pairs are kept and none is flipped: its limit and noise count joined pairs (`join.py`).
+
     Args:
         config: the data set.
         seed: of the run; decides which labels are flipped.
@@ -112,8 +129,9 @@ def load_pairs(config: DataConfig, seed: int, needs_rejected: bool) -> PairSplit
         train, heldout = split_by_prompt(train, config.heldout_fraction)
         _check_both_sides(train, heldout, config)
     _check_rejected([*train, *heldout], config, needs_rejected)
-    limited = train[: config.limit]
-    flipped = flipped_rows(limited, config.label_noise, seed)
+    to_join = config.join_to is not None
+    limited = train if to_join else train[: config.limit]
+    flipped = flipped_rows(limited, 0.0 if to_join else config.label_noise, seed)
     counts = Counts(
         read=tuple(read),
         train=len(limited),
@@ -127,7 +145,7 @@ def load_pairs(config: DataConfig, seed: int, needs_rejected: bool) -> PairSplit
         heldout=tuple(heldout),
         flipped=flipped,
         counts=counts,
-        fingerprint=_fingerprint(limited, heldout, flipped),
+        fingerprint=fingerprint(limited, heldout, flipped),
     )
 
 
@@ -220,6 +238,7 @@ def _prompt_hash(prompt: tuple[Message, ...]) -> str:
     return hashlib.sha256(json.dumps(_plain(prompt)).encode()).hexdigest()
 
 
-def _fingerprint(train: Sequence[PreferencePair], heldout: Sequence[PreferencePair], flipped: frozenset[int]) -> str:
+def fingerprint(train: Sequence[PreferencePair], heldout: Sequence[PreferencePair], flipped: frozenset[int]) -> str:
+    """sha256 over the content of both splits and the flips."""
     both = f"train {content_digest(train, flipped)} heldout {content_digest(heldout)}"
     return hashlib.sha256(both.encode()).hexdigest()

@@ -15,7 +15,8 @@ from dil_cli.config.schema import OptimConfig, Optimiser, Schedule
 def build_optimisers(model: nn.Module, config: OptimConfig) -> list[torch.optim.Optimizer]:
     """AdamW over all parameters, or Muon over the hidden matrices and AdamW over the rest.
 
-    Weight decay acts on matrices, not on biases and norms. Each group keeps its peak rate in `peak_lr`.
+    Weight decay acts on matrices, not on biases and norms. Each group keeps its peak rate, its own times
+    `lr_factor`, in `peak_lr`.
     """
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     hidden = _hidden_matrices(model) if config.kind is Optimiser.muon else set()
@@ -39,7 +40,7 @@ def build_optimisers(model: nn.Module, config: OptimConfig) -> list[torch.optim.
             )
         )  # fmt: skip
     for group in _groups(optimisers):
-        group["peak_lr"] = group["lr"]
+        group["peak_lr"] = group["lr"] * config.lr_factor
     return optimisers
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dil_cli import hub
 from dil_cli.config.schema import DataSource, Device, Precision, TrainConfig, WeightType
+from dil_cli.data.join import join_splits
 from dil_cli.data.load import PairSplits
 from dil_cli.data.tokenise import TokenisedSplit, tokenise_pairs
 from dil_cli.dynamics.layout import choose_layout
@@ -24,9 +25,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A policy on its device, both splits in its tokens, and how to compute with them; `path` says that in a line."""
+    """A policy on its device, both splits in its tokens, and how to compute with them; `path` says that in a line.
+
+    `pairs` are the splits as text: what was loaded, joined where `data.join_to` asks for it.
+    """
 
     policy: Policy
+    pairs: PairSplits
     train: TokenisedSplit
     heldout: TokenisedSplit
     compute: Compute
@@ -53,6 +58,9 @@ def prepare(config: TrainConfig, pairs: PairSplits, console: ConsoleSink) -> Pre
         check_length(policy.model, config.data.max_length, config.data.max_prompt_length)
         on_device: Any = policy.model  # the wrapper transformers puts round `to` has lost its types
         on_device.to(device)
+    if config.data.join_to is not None:
+        with console.phase("joining pairs", None):
+            pairs = join_splits(pairs, policy.tokenizer, config.data, config.seed)
     cache = Path(config.output) / "cache" / "tokens"
     with console.phase("tokenising", None):
         train = tokenise_pairs(pairs.train, policy.tokenizer, config.data, flipped=pairs.flipped, cache=cache)
@@ -70,7 +78,7 @@ def prepare(config: TrainConfig, pairs: PairSplits, console: ConsoleSink) -> Pre
         with console.phase("checking packed rows", None):
             choice = choose_layout(policy.model, compute, config.data.max_length)
         compute, path = choice.compute, choice.line
-    return Prepared(policy, train, heldout, compute, f"{path}; float32 products: {matmul}")
+    return Prepared(policy, pairs, train, heldout, compute, f"{path}; float32 products: {matmul}")
 
 
 def stay_offline_if_local(config: TrainConfig) -> None:

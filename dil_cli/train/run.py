@@ -12,7 +12,7 @@ from dil_cli.artifacts.manifest import environment
 from dil_cli.artifacts.run_folder import RunFolder
 from dil_cli.config.identity import describe, plain, run_hash, to_yaml
 from dil_cli.config.schema import TrainConfig, WandbMode
-from dil_cli.data.load import PairSplits, load_pairs
+from dil_cli.data.load import load_pairs
 from dil_cli.data.template import effective_template
 from dil_cli.data.token_cache import tokenizer_fingerprint
 from dil_cli.dynamics.alarms import Alarm, new_alarms
@@ -66,7 +66,7 @@ def run(config: TrainConfig, chosen: Path | None) -> int:
             if folder.manifest.is_file():
                 console.note(f"an unfinished run is in {folder.path}: starting over")
             prepared = prepare(config, pairs, console)
-            for line in [*pairs.counts.describe(), *prepared.notices()]:
+            for line in [*prepared.pairs.counts.describe(), *prepared.notices()]:
                 console.note(line)
             if config.preset:
                 console.note(f"preset: {config.preset}")
@@ -74,7 +74,7 @@ def run(config: TrainConfig, chosen: Path | None) -> int:
                 console.note(f"optim.batch_size is {config.optim.batch_size}: every step takes all pairs")
             if config.data.notice:
                 console.note(f"notice: {config.data.notice}")
-            Run(config, pairs, prepared, folder, identity, console).complete()
+            Run(config, prepared, folder, identity, console).complete()
         console.note(f"picture {folder.picture}")
         console.note(f"record  {folder.metrics}")
     finally:
@@ -94,13 +94,12 @@ class Run:
     def __init__(
         self,
         config: TrainConfig,
-        pairs: PairSplits,
         prepared: Prepared,
         folder: RunFolder,
         identity: str,
         console: ConsoleSink,
     ) -> None:
-        self.config, self.splits, self.folder, self.identity = config, pairs, folder, identity
+        self.config, self.splits, self.folder, self.identity = config, prepared.pairs, folder, identity
         self.model, self.tokenizer = prepared.policy.model, prepared.policy.tokenizer
         self.prepared, self.compute, self.console = prepared, prepared.compute, console
         self.pairs = prepared.train.pairs

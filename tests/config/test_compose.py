@@ -22,6 +22,8 @@ def overrides(group: str, choice: str) -> list[str]:
     needed = {"local": [f"{group}.path=somewhere"], "tiny_sft": ["model.path=somewhere"], "gsm8k": ["loss=sft"]}
     if group == "loss" and choice == "combine":
         needed["combine"] = ["loss.terms.dpo=0.9", "loss.terms.sft=0.1"]
+    if choice == "dpo_pythia28_tldr":
+        return ["loss=dpo", "model=pythia28", "data=tldr", f"preset={choice}"]
     if group == "preset" and choice != "none":
         model = choice.rpartition("_")[2] if "llama" not in choice else "llama3_8b"
         return [f"loss={choice.removesuffix('_' + model)}", f"model={model}"]
@@ -86,7 +88,8 @@ def test_a_loss_takes_its_published_values_on_its_model(key):
 
 
 def test_every_preset_is_listed_above_and_others_have_none():
-    listed = {key.replace(" ", "_") for key in PRESETS} | {"none"}
+    # The last is chosen by experiment=paper_pythia_tldr alone (test_experiments.py).
+    listed = {key.replace(" ", "_") for key in PRESETS} | {"none", "dpo_pythia28_tldr"}
     assert {choice for group, choice in CHOICES if group == "preset"} == listed
     assert compose("train", ["loss=simpo"]).preset is None
     assert compose("train", ["experiment=tiny_sft", "model.path=x"]).preset is None

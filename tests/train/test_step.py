@@ -208,3 +208,17 @@ def test_weight_decay_spares_biases_and_norms():
     assert [p.ndim for p in decayed["params"]] == [2]
     assert {p.ndim for p in spared["params"]} == {1}
     assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_lr_factor_multiplies_every_rate(model, kind):
+    plain, tripled = (
+        build_optimisers(model, compose("train", [f"optim={kind}", *more]).optim)
+        for more in ([], ["optim.lr_factor=3"])
+    )
+    peaks = [
+        [group["peak_lr"] for optimiser in built for group in optimiser.param_groups] for built in (plain, tripled)
+    ]
+    assert len(peaks[0]) == {"adamw": 2, "muon": 3}[kind]
+    assert peaks[1] == [3 * peak for peak in peaks[0]]
+    assert set_lr(tripled, 0.5) == 1.5 * peaks[0][0]
