@@ -104,7 +104,7 @@ def arrange(records: Sequence[Record], sweeps: Sequence[Sweep] = (), baseline: s
     for record in records:
         groups.setdefault(tuple(lookup(record, key) for key in keys), []).append(record)
     ordered = tuple(
-        Group(values, _label(keys, values, members[0]), tuple(sorted(members, key=lambda record: record.run.seed)))
+        Group(values, label(keys, values, members[0]), tuple(sorted(members, key=lambda record: record.run.seed)))
         for values, members in sorted(groups.items(), key=lambda item: tuple(map(_rank, item[0])))
     )
     numeric = [key for i, key in enumerate(keys) if _numeric([group.values[i] for group in ordered])]
@@ -150,6 +150,16 @@ def short(key: str) -> str:
     return {"loss.name": "loss", "model.path": "model", "data.path": "data", "optim.kind": "optim"}.get(
         key, key.rpartition(".")[2]
     )
+
+
+def label(keys: Sequence[str], values: Sequence[Value], record: Record) -> str:
+    """A group's values in a few words; its loss where it has none."""
+    parts = [
+        str(value) if key in {*FIRST, "name", "run"} else f"{short(key)} {'null' if value is None else text(value)}"
+        for key, value in zip(keys, values, strict=True)
+        if value is not None or not key.startswith("loss.")  # a loss need not have the setting, a null is one
+    ]
+    return ", ".join(parts) or record.run.loss
 
 
 def _keys(records: Sequence[Record], swept: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -219,15 +229,6 @@ def _rank(value: Value) -> tuple[int, float, str]:
         return (1, float(value), "")
     order = list(LOSS_COLOURS)
     return (2, float(order.index(value) if value in order else len(order)), value)
-
-
-def _label(keys: Sequence[str], values: Sequence[Value], record: Record) -> str:
-    parts = [
-        str(value) if key in {*FIRST, "name", "run"} else f"{short(key)} {text(value)}"
-        for key, value in zip(keys, values, strict=True)
-        if value is not None
-    ]
-    return ", ".join(parts) or record.run.loss
 
 
 def text(value: Value) -> str:

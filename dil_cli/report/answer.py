@@ -1,0 +1,209 @@
+"""The question and its answer in words, never stronger than the intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from dil_cli.report.estimates import BY_KEY, difference, estimate
+from dil_cli.report.experiment import Experiment, Group, short, text
+from dil_cli.report.series import settings
+from dil_cli.report.tables import number
+
+DIL = ("lsif", "bce", "ukl")
+"""The losses of the paper, of which it claims that they lower the chosen likelihood least while margins grow."""
+
+BASELINES = ("dpo", "simpo")
+"""What the paper compares them with in its figure 2."""
+
+WIDER_DIL = ("power", "jeffreys", "brier", "rulsif", "kliep", "bregman", "ukl_official")
+"""Other members of the family, which are no evidence for or against it."""
+
+NAMED = 6
+"""Groups that a sentence names; of the others it says how many they are."""
+
+CHOSEN, MARGIN, COST = BY_KEY["delta/chosen"], BY_KEY["delta/margin"], BY_KEY["chosen_cost"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the top of the page says: the question, what follows from the numbers, what they do not show."""
+
+    question: str
+    findings: tuple[str, ...]
+    limits: tuple[str, ...]
+
+
+def answer(experiment: Experiment, questions: Sequence[str] = ()) -> Answer:
+    """The answer to the sweep's question, or to the one that the runs themselves pose."""
+    findings = [*_directions(experiment), *_against_baseline(experiment), *_claim(experiment)]
+    return Answer(" ".join(questions) or _question(experiment), tuple(findings), tuple(_limits(experiment)))
+
+
+def _question(experiment: Experiment) -> str:
+    losses = {group.loss for group in experiment.groups}
+    if len(losses) > 1:
+        return "Which loss lowers the likelihood of the chosen responses least while the margin grows?"
+    if experiment.keys:
+        names = " and ".join(short(key) for key in experiment.keys)
+        return f"What does {names} change in the likelihoods of held-out responses under {losses.pop()}?"
+    return f"What does {losses.pop()} do to the likelihoods of held-out responses?"
+
+
+def _directions(experiment: Experiment) -> list[str]:
+    """Which groups' numbers moved, and which way."""
+    sentences = []
+    for metric, subject, up, down in (
+        (CHOSEN, "The chosen responses", "became more likely", "became less likely"),
+        (MARGIN, "The margin", "grew", "shrank"),
+    ):
+        kept = [(group.label, found) for group in experiment.groups if (found := estimate(group, metric)) is not None]
+        parts = []
+        for sign, verb in ((-1, down), (1, up)):
+            names = [f"{label} ({number(found.mean, metric)})" for label, found in kept if found.sign() == sign]
+            parts += [f"{verb} under {_listed(names)}"] if names else []
+        unclear = [label for label, found in kept if found.sign() == 0 and found.interval.low is not None]
+        parts += [f"no change was seen under {_listed(unclear)}"] if unclear else []
+        without = [label for label, found in kept if found.interval.low is None]
+        parts += [f"nothing can be said of {_listed(without)}, which has no interval"] if without else []
+        sentences += [f"{subject} {'; '.join(parts)}."] if parts else []
+    return sentences
+
+
+def _against_baseline(experiment: Experiment) -> list[str]:
+    """The paired differences from the baseline."""
+    pairs = [(group, other) for group in experiment.groups if (other := experiment.partner(group)) is not None]
+    sentences = []
+    for metric, more, less in (
+        (CHOSEN, "more chosen likelihood was kept by", "less chosen likelihood was kept by"),
+        (MARGIN, "the margin is larger under", "the margin is smaller under"),
+        (
+            COST,
+            "a nat of margin cost more chosen likelihood under",
+            "a nat of margin cost less chosen likelihood under",
+        ),
+    ):
+        gaps = [(group, gap) for group, other in pairs if (gap := difference(group, other, metric)) is not None]
+        parts = []
+        for sign, words in ((1, more), (-1, less)):
+            names = [f"{group.label} ({number(gap.mean, metric)})" for group, gap in gaps if gap.sign() == sign]
+            parts += [f"{words} {_listed(names)}"] if names else []
+        unclear = [group.label for group, gap in gaps if gap.sign() == 0 and gap.interval.low is not None]
+        parts += [f"no difference was seen for {_listed(unclear)}"] if unclear else []
+        if parts:
+            names = ", ".join(f"{key.removesuffix('.name')} {value}" for key, value in experiment.baseline.items())
+            sentences.append(f"Compared with {names}, {'; '.join(parts)}.")
+    return sentences
+
+
+def _claim(experiment: Experiment) -> list[str]:
+    """What the runs say of the paper's claim: against the baselines of its Figure 2, then against other losses."""
+    claim = "The paper's claim, that DIL (lsif, bce, ukl) lowers the chosen likelihood least while margins grow,"
+    of_paper, of_others = _Verdict(), _Verdict()
+    for setting in settings(experiment):
+        groups = [group for _, group in setting.groups]
+        for ours in (group for group in groups if group.loss in DIL):
+            of_paper.judge(ours, [group for group in groups if group.loss in BASELINES])
+            of_others.judge(ours, [g for g in groups if g.loss not in {*DIL, *BASELINES, *WIDER_DIL}])
+    sentences = []
+    if said := of_paper.words():
+        sentences.append(f"{claim} {said[0]} against {' and '.join(BASELINES)}, its own baselines: {said[1]}")
+    if said := of_others.words():
+        start = "Against other losses the claim" if sentences else claim
+        tail = "" if sentences else " against the losses here"
+        sentences.append(f"{start} {said[0]}{tail}: {said[1]}")
+    return sentences
+
+
+@dataclass
+class _Verdict:
+    """What is seen of the claim against one set of losses."""
+
+    held: list[str] = field(default_factory=list)
+    against: list[str] = field(default_factory=list)
+    unclear: list[str] = field(default_factory=list)
+    aside: dict[str, None] = field(default_factory=dict)
+
+    def judge(self, ours: Group, others: Sequence[Group]) -> None:
+        """Compare one group of DIL's with others; those whose margin did not grow are no part of the claim."""
+        rivals = [group for group in others if _grew(group)]
+        self.aside |= dict.fromkeys(group.label for group in others if group not in rivals)
+        if not rivals:
+            return
+        if not _grew(ours):
+            found = estimate(ours, MARGIN)
+            if found is not None and found.sign() < 0:
+                self.against.append(f"the margin of {ours.label} shrank")
+            else:
+                self.unclear.append(f"the margin of {ours.label} was not seen to grow")
+            return
+        by_sign: dict[int, list[str]] = {1: [], -1: [], 0: []}
+        for rival in rivals:
+            gap = difference(ours, rival, CHOSEN)
+            by_sign[0 if gap is None else gap.sign()].append(rival.label)
+        self.held += [f"{ours.label} kept more than {_listed(by_sign[1])}"] if by_sign[1] else []
+        self.against += [f"{ours.label} kept less than {_listed(by_sign[-1])}"] if by_sign[-1] else []
+        self.unclear += [f"no difference was seen of {ours.label} from {_listed(by_sign[0])}"] if by_sign[0] else []
+
+    def words(self) -> tuple[str, str] | None:
+        """The verdict and its reasons; None when nothing could be compared. One counter-example decides."""
+        for verb, reasons in (
+            ("does not hold in these runs", self.against),
+            ("is not decided by these runs", self.unclear),
+            ("holds in these runs", self.held),
+        ):
+            if reasons:
+                aside = f" Not compared, since the margin was not seen to grow: {_listed(list(self.aside))}."
+                return verb, f"{_listed(reasons, '; ')}.{aside if self.aside else ''}"
+        return None
+
+
+def _limits(experiment: Experiment) -> list[str]:
+    """What the numbers do not show."""
+    groups = experiment.groups
+    counts = sorted({len(group.records) for group in groups})
+    limits = []
+    if counts == [1]:
+        limits.append(
+            "Each group has one seed, and nothing is claimed about seeds: the intervals are bootstrap intervals over "
+            "the probe pairs, so they say how far these runs' means hold for other pairs, not for another training run."
+        )
+    elif counts[0] == 1:
+        ones = [group.label for group in groups if len(group.records) == 1]
+        limits.append(f"One seed only, with nothing claimed about seeds: {_listed(ones)}.")
+    if counts[-1] > 1:
+        limits.append(f"Intervals over {_span(counts)} seeds are Student's t, 95 %; each comparison is one of many.")
+    reductions = {group.reduction for group in groups}
+    if len(reductions) > 1:
+        limits.append(
+            "The losses read log-probs under different reductions (loss.reduction, in every row): a margin per token "
+            "is not what a loss on whole-response sums optimises."
+        )
+    if experiment.along:
+        limits.append(
+            f"Other settings differ along with {' and '.join(map(short, experiment.keys))}, and a difference may come "
+            f"from them: {', '.join(experiment.along)}."
+        )
+    models = sorted({str(group.records[0].run.config["model"]["path"]) for group in groups})
+    data = sorted({str(group.records[0].run.config["data"]["path"]) for group in groups})
+    rates = sorted({text(group.records[0].run.config["optim"]["lr"]) for group in groups})
+    limits.append(f"One scale: model {', '.join(models)}, data {', '.join(data)}, learning rate {', '.join(rates)}.")
+    return limits
+
+
+def _grew(group: Group) -> bool:
+    found = estimate(group, MARGIN)
+    return found is not None and found.sign() > 0
+
+
+def _span(counts: Sequence[int]) -> str:
+    several = [count for count in counts if count > 1]
+    return str(several[0]) if len(several) == 1 else f"{several[0]} to {several[-1]}"
+
+
+def _listed(names: Sequence[str], comma: str = ", ") -> str:
+    """`a, b and c`; beyond a few, how many more."""
+    if len(names) > NAMED:
+        return f"{comma.join(names[:NAMED])} and {len(names) - NAMED} more"
+    last = comma if comma != ", " else " and "
+    return last.join([comma.join(names[:-1]), names[-1]] if len(names) > 1 else names)
