@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from dil_cli.report.estimates import BY_KEY, difference, estimate
+from dil_cli.report.estimates import BY_KEY, Metric, difference, estimate
 from dil_cli.report.experiment import Experiment, Group, short, text
 from dil_cli.report.series import settings
-from dil_cli.report.tables import number
+from dil_cli.report.wording import Places, listed
 
 DIL = ("lsif", "bce", "ukl")
 """The losses of the paper, of which it claims that they lower the chosen likelihood least while margins grow."""
@@ -18,9 +18,6 @@ BASELINES = ("dpo", "simpo")
 
 WIDER_DIL = ("power", "jeffreys", "brier", "rulsif", "kliep", "bregman", "ukl_official")
 """Other members of the family, which are no evidence for or against it."""
-
-NAMED = 6
-"""Groups that a sentence names; of the others it says how many they are."""
 
 CHOSEN, MARGIN, COST = BY_KEY["delta/chosen"], BY_KEY["delta/margin"], BY_KEY["chosen_cost"]
 
@@ -36,7 +33,8 @@ class Answer:
 
 def answer(experiment: Experiment, questions: Sequence[str] = ()) -> Answer:
     """The answer to the sweep's question, or to the one that the runs themselves pose."""
-    findings = [*_directions(experiment), *_against_baseline(experiment), *_claim(experiment)]
+    places = Places(experiment)
+    findings = [*_directions(experiment, places), *_against_baseline(experiment, places), *_claim(experiment, places)]
     return Answer(" ".join(questions) or _question(experiment), tuple(findings), tuple(_limits(experiment)))
 
 
@@ -50,29 +48,30 @@ def _question(experiment: Experiment) -> str:
     return f"What does {losses.pop()} do to the likelihoods of held-out responses?"
 
 
-def _directions(experiment: Experiment) -> list[str]:
+def _directions(experiment: Experiment, places: Places) -> list[str]:
     """Which groups' numbers moved, and which way."""
     sentences = []
     for metric, subject, up, down in (
         (CHOSEN, "The chosen responses", "became more likely", "became less likely"),
         (MARGIN, "The margin", "grew", "shrank"),
     ):
-        kept = [(group.label, found) for group in experiment.groups if (found := estimate(group, metric)) is not None]
+        kept = [(group, found) for group in experiment.groups if (found := estimate(group, metric)) is not None]
         parts = []
         for sign, verb in ((-1, down), (1, up)):
-            names = [f"{label} ({number(found.mean, metric)})" for label, found in kept if found.sign() == sign]
-            parts += [f"{verb} under {_listed(names)}"] if names else []
-        unclear = [label for label, found in kept if found.sign() == 0 and found.interval.low is not None]
-        parts += [f"no change was seen under {_listed(unclear)}"] if unclear else []
-        without = [label for label, found in kept if found.interval.low is None]
-        parts += [f"nothing can be said of {_listed(without)}, which has no interval"] if without else []
+            moved = [(group, found.mean) for group, found in kept if found.sign() == sign]
+            parts += [f"{verb} under {places.with_numbers(moved, metric)}"] if moved else []
+        unclear = [group for group, found in kept if found.sign() == 0 and found.interval.low is not None]
+        parts += [f"no change was seen under {places.named(unclear)}"] if unclear else []
+        without = [group for group, found in kept if found.interval.low is None]
+        parts += [f"nothing can be said of {places.named(without)}, for want of an interval"] if without else []
         sentences += [f"{subject} {'; '.join(parts)}."] if parts else []
     return sentences
 
 
-def _against_baseline(experiment: Experiment) -> list[str]:
+def _against_baseline(experiment: Experiment, places: Places) -> list[str]:
     """The paired differences from the baseline."""
     pairs = [(group, other) for group in experiment.groups if (other := experiment.partner(group)) is not None]
+    other = ", ".join(f"{key.removesuffix('.name')} {value}" for key, value in experiment.baseline.items())
     sentences = []
     for metric, more, less in (
         (CHOSEN, "more chosen likelihood was kept by", "less chosen likelihood was kept by"),
@@ -83,21 +82,20 @@ def _against_baseline(experiment: Experiment) -> list[str]:
             "a nat of margin cost less chosen likelihood under",
         ),
     ):
-        gaps = [(group, gap) for group, other in pairs if (gap := difference(group, other, metric)) is not None]
+        gaps = [(group, gap) for group, partner in pairs if (gap := difference(group, partner, metric)) is not None]
         parts = []
         for sign, words in ((1, more), (-1, less)):
-            names = [f"{group.label} ({number(gap.mean, metric)})" for group, gap in gaps if gap.sign() == sign]
-            parts += [f"{words} {_listed(names)}"] if names else []
-        unclear = [group.label for group, gap in gaps if gap.sign() == 0 and gap.interval.low is not None]
-        parts += [f"no difference was seen for {_listed(unclear)}"] if unclear else []
+            apart = [(group, gap.mean) for group, gap in gaps if gap.sign() == sign]
+            parts += [f"{words} {places.with_numbers(apart, metric, signed=True)}"] if apart else []
+        unclear = [group for group, gap in gaps if gap.sign() == 0 and gap.interval.low is not None]
+        parts += [f"no difference was seen for {places.named(unclear)}"] if unclear else []
         if parts:
-            names = ", ".join(f"{key.removesuffix('.name')} {value}" for key, value in experiment.baseline.items())
-            sentences.append(f"Compared with {names}, {'; '.join(parts)}.")
+            sentences.append(f"Compared with {other}, {'; '.join(parts)}.")
     return sentences
 
 
-def _claim(experiment: Experiment) -> list[str]:
-    """What the runs say of the paper's claim: against the baselines of its Figure 2, then against other losses."""
+def _claim(experiment: Experiment, places: Places) -> list[str]:
+    """What the runs say of the paper's claim: against the baselines of its figure 2, then against other losses."""
     claim = "The paper's claim, that DIL (lsif, bce, ukl) lowers the chosen likelihood least while margins grow,"
     of_paper, of_others = _Verdict(), _Verdict()
     for setting in settings(experiment):
@@ -106,55 +104,57 @@ def _claim(experiment: Experiment) -> list[str]:
             of_paper.judge(ours, [group for group in groups if group.loss in BASELINES])
             of_others.judge(ours, [g for g in groups if g.loss not in {*DIL, *BASELINES, *WIDER_DIL}])
     sentences = []
-    if said := of_paper.words():
-        sentences.append(f"{claim} {said[0]} against {' and '.join(BASELINES)}, its own baselines: {said[1]}")
-    if said := of_others.words():
+    if said := of_paper.words(places):
+        there = [loss for loss in BASELINES if any(group.loss == loss for group in experiment.groups)]
+        sentences.append(f"{claim} {said[0]} against {' and '.join(there)}: {said[1]}")
+    if said := of_others.words(places):
         start = "Against other losses the claim" if sentences else claim
-        tail = "" if sentences else " against the losses here"
+        tail = "" if sentences else " against the other losses"
         sentences.append(f"{start} {said[0]}{tail}: {said[1]}")
     return sentences
 
 
 @dataclass
 class _Verdict:
-    """What is seen of the claim against one set of losses."""
+    """What is seen of the claim against one set of losses: of pairs, and of groups of DIL's by themselves."""
 
-    held: list[str] = field(default_factory=list)
-    against: list[str] = field(default_factory=list)
-    unclear: list[str] = field(default_factory=list)
-    aside: dict[str, None] = field(default_factory=dict)
+    pairs: dict[int, list[tuple[Group, Group]]] = field(default_factory=lambda: {1: [], 0: [], -1: []})
+    shrank: list[Group] = field(default_factory=list)
+    unseen: list[Group] = field(default_factory=list)
+    aside: list[Group] = field(default_factory=list)
 
     def judge(self, ours: Group, others: Sequence[Group]) -> None:
         """Compare one group of DIL's with others; those whose margin did not grow are no part of the claim."""
-        rivals = [group for group in others if _grew(group)]
-        self.aside |= dict.fromkeys(group.label for group in others if group not in rivals)
+        rivals = [group for group in others if _moved(group, MARGIN) > 0]
+        self.aside += [group for group in others if group not in rivals and group not in self.aside]
         if not rivals:
             return
-        if not _grew(ours):
-            found = estimate(ours, MARGIN)
-            if found is not None and found.sign() < 0:
-                self.against.append(f"the margin of {ours.label} shrank")
-            else:
-                self.unclear.append(f"the margin of {ours.label} was not seen to grow")
+        if _moved(ours, MARGIN) <= 0:
+            (self.shrank if _moved(ours, MARGIN) < 0 else self.unseen).append(ours)
             return
-        by_sign: dict[int, list[str]] = {1: [], -1: [], 0: []}
         for rival in rivals:
             gap = difference(ours, rival, CHOSEN)
-            by_sign[0 if gap is None else gap.sign()].append(rival.label)
-        self.held += [f"{ours.label} kept more than {_listed(by_sign[1])}"] if by_sign[1] else []
-        self.against += [f"{ours.label} kept less than {_listed(by_sign[-1])}"] if by_sign[-1] else []
-        self.unclear += [f"no difference was seen of {ours.label} from {_listed(by_sign[0])}"] if by_sign[0] else []
+            self.pairs[0 if gap is None else gap.sign()].append((ours, rival))
 
-    def words(self) -> tuple[str, str] | None:
+    def words(self, places: Places) -> tuple[str, str] | None:
         """The verdict and its reasons; None when nothing could be compared. One counter-example decides."""
+        against = places.against(self.pairs[-1], "kept less than")
+        against += [f"the margin shrank under {places.named(self.shrank)}"] if self.shrank else []
+        unclear = places.against(self.pairs[0], "was not seen to differ from")
+        unclear += [f"no growth of the margin was seen under {places.named(self.unseen)}"] if self.unseen else []
+        held = places.against(self.pairs[1], "kept more than")
+        aside = (
+            f" Not compared, since no growth of their margin was seen: {places.named(self.aside)}."
+            if self.aside
+            else ""
+        )
         for verb, reasons in (
-            ("does not hold in these runs", self.against),
-            ("is not decided by these runs", self.unclear),
-            ("holds in these runs", self.held),
+            ("does not hold in these runs", against),
+            ("is not decided by these runs", unclear),
+            ("holds in these runs", held),
         ):
             if reasons:
-                aside = f" Not compared, since the margin was not seen to grow: {_listed(list(self.aside))}."
-                return verb, f"{_listed(reasons, '; ')}.{aside if self.aside else ''}"
+                return verb, f"{listed(reasons, '; ')}.{aside}"
         return None
 
 
@@ -170,7 +170,7 @@ def _limits(experiment: Experiment) -> list[str]:
         )
     elif counts[0] == 1:
         ones = [group.label for group in groups if len(group.records) == 1]
-        limits.append(f"One seed only, with nothing claimed about seeds: {_listed(ones)}.")
+        limits.append(f"One seed only, with nothing claimed about seeds: {listed(ones)}.")
     if counts[-1] > 1:
         limits.append(f"Intervals over {_span(counts)} seeds are Student's t, 95 %; each comparison is one of many.")
     reductions = {group.reduction for group in groups}
@@ -191,19 +191,12 @@ def _limits(experiment: Experiment) -> list[str]:
     return limits
 
 
-def _grew(group: Group) -> bool:
-    found = estimate(group, MARGIN)
-    return found is not None and found.sign() > 0
+def _moved(group: Group, metric: Metric) -> int:
+    """1 or -1 when the interval says that the metric rose or fell."""
+    found = estimate(group, metric)
+    return 0 if found is None else found.sign()
 
 
 def _span(counts: Sequence[int]) -> str:
     several = [count for count in counts if count > 1]
     return str(several[0]) if len(several) == 1 else f"{several[0]} to {several[-1]}"
-
-
-def _listed(names: Sequence[str], comma: str = ", ") -> str:
-    """`a, b and c`; beyond a few, how many more."""
-    if len(names) > NAMED:
-        return f"{comma.join(names[:NAMED])} and {len(names) - NAMED} more"
-    last = comma if comma != ", " else " and "
-    return last.join([comma.join(names[:-1]), names[-1]] if len(names) > 1 else names)

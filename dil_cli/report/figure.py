@@ -1,4 +1,4 @@
-"""A figure: one picture of all its panels in PNG and PDF, each panel by itself on the page, so that a phone stacks them."""
+"""A figure: all panels as one PNG and PDF, each panel by itself on the page, where a phone stacks them."""
 
 from __future__ import annotations
 
@@ -118,8 +118,8 @@ def _settings(salt: str) -> AbstractContextManager[None]:
     """Whatever the user's own matplotlib settings are, a report comes out the same."""
     import matplotlib
 
-    chosen: dict[str, Any] = dict(matplotlib.rcParamsDefault)
-    chosen = {key: value for key, value in chosen.items() if not key.startswith("backend")}
+    defaults: Any = matplotlib.rcParamsDefault
+    chosen: dict[str, Any] = {key: value for key, value in defaults.items() if not key.startswith("backend")}
     chosen |= {"svg.hashsalt": salt, "svg.fonttype": "none", "pdf.fonttype": 42, "font.size": 9}
     chosen |= {"axes.edgecolor": style.MUTED, "text.color": style.TEXT, "axes.labelcolor": style.TEXT}
     context: AbstractContextManager[None] = matplotlib.rc_context(chosen)  # type: ignore[arg-type]
@@ -149,10 +149,10 @@ def _fill(axes: Axes, panel: Panel) -> None:
 def _handles(legend: Mapping[str, Line]) -> list[Any]:
     from matplotlib.lines import Line2D
 
-    return [
-        Line2D([], [], color=line.colour, linestyle=line.dash, marker=line.marker, markersize=4.5, label=name)
-        for name, line in legend.items()
-    ]
+    looks: dict[str, dict[str, Any]] = {
+        name: {"color": line.colour, "linestyle": line.dash, "marker": line.marker} for name, line in legend.items()
+    }
+    return [Line2D([], [], markersize=4.5, label=name, **look) for name, look in looks.items()]
 
 
 def _inline(svg: str, ident: str, alternative: str) -> str:
