@@ -71,7 +71,7 @@ def _directions(experiment: Experiment, places: Places) -> list[str]:
 def _against_baseline(experiment: Experiment, places: Places) -> list[str]:
     """The paired differences from the baseline."""
     pairs = [(group, other) for group in experiment.groups if (other := experiment.partner(group)) is not None]
-    other = ", ".join(f"{key.removesuffix('.name')} {value}" for key, value in experiment.baseline.items())
+    baseline = ", ".join(f"{key.removesuffix('.name')} {value}" for key, value in experiment.baseline.items())
     sentences = []
     for metric, more, less in (
         (CHOSEN, "more chosen likelihood was kept by", "less chosen likelihood was kept by"),
@@ -90,7 +90,7 @@ def _against_baseline(experiment: Experiment, places: Places) -> list[str]:
         unclear = [group for group, gap in gaps if gap.sign() == 0 and gap.interval.low is not None]
         parts += [f"no difference was seen for {places.named(unclear)}"] if unclear else []
         if parts:
-            sentences.append(f"Compared with {other}, {'; '.join(parts)}.")
+            sentences.append(f"Compared with {baseline}, {'; '.join(parts)}.")
     return sentences
 
 

@@ -74,6 +74,9 @@ def run(argv: Sequence[str]) -> int:
     print(report.answer.question)
     for sentence in report.answer.findings:
         print(f"- {sentence}")
+    print("What this does not show:")
+    for sentence in report.answer.limits:
+        print(f"- {sentence}")
     for line in report.left_out:
         print(f"left out: {line}")
     print(f"{report.finished} runs in {time.perf_counter() - started:.1f} s")

@@ -36,7 +36,10 @@ class Panel:
 
 @dataclass(frozen=True, eq=False)
 class Figure:
-    """A figure of the report; `name` is its files'. `legend` holds the lines that its panels share."""
+    """A figure of the report; `name` is its files'. `legend` holds the lines that its panels share.
+
+    `left` is the room for the labels of the y axis, inches; with `same_rows` one picture shows them once a row.
+    """
 
     name: str
     title: str
@@ -45,7 +48,8 @@ class Figure:
     legend: Mapping[str, Line]
     columns: int = 3
     height: float = HEIGHT
-    left: float = 0.62
+    left: float = 0.78
+    same_rows: bool = False
 
     def svg(self, at: int) -> str:
         """One panel as an inline SVG."""
@@ -64,27 +68,38 @@ class Figure:
         """All panels with the legend, as `name.png` and `name.pdf`."""
         if not formats:
             return
+        with _settings(self.name):
+            canvas = self._picture()
+            for ending in formats:
+                canvas.savefig(folder / f"{self.name}.{ending}", format=ending, **_SAVED[ending])
+
+    def _picture(self) -> Canvas:
         columns = min(self.columns, len(self.panels))
         rows = math.ceil(len(self.panels) / columns)
         per_row = max(1, int(columns * WIDTH / (0.75 + 0.075 * max(map(len, self.legend), default=0))))
         below = 0.15 + 0.22 * math.ceil(len(self.legend) / per_row)
         width, height = columns * WIDTH, rows * self.height + below
-        with _settings(self.name):
-            canvas = _canvas(width, height)
-            for i, panel in enumerate(self.panels):
-                row, column = divmod(i, columns)
-                bottom = below + (rows - 1 - row) * self.height
-                box = _box(column * WIDTH, bottom, WIDTH, self.height, self.left, width, height)
-                _fill(canvas.add_axes(box), panel)
-            if self.legend:
-                canvas.legend(
-                    handles=_handles(self.legend), loc="lower center", ncols=per_row, frameon=False, fontsize=9
-                )
-            for ending in formats:
-                metadata = (
-                    {"CreationDate": None, "Creator": None, "Producer": None} if ending == "pdf" else {"Software": None}
-                )
-                canvas.savefig(folder / f"{self.name}.{ending}", format=ending, metadata=metadata)
+        canvas = _canvas(width, height)
+        for i, panel in enumerate(self.panels):
+            row, column = divmod(i, columns)
+            labelled = column == 0 or not self.same_rows
+            bottom = below + (rows - 1 - row) * self.height
+            left = self.left if labelled else 0.3
+            axes = canvas.add_axes(_box(column * WIDTH, bottom, WIDTH, self.height, left, width, height))
+            _fill(axes, panel)
+            if not labelled:
+                axes.tick_params(labelleft=False)
+        if self.legend:
+            handles = _handles(self.legend)
+            canvas.legend(handles=handles, loc="lower center", ncols=per_row, frameon=False, fontsize=9)
+        return canvas
+
+
+_SAVED: dict[str, dict[str, Any]] = {
+    "png": {"metadata": {"Software": None}, "pil_kwargs": {"compress_level": 4}},
+    "pdf": {"metadata": {"CreationDate": None, "Creator": None, "Producer": None}},
+}
+"""No date and no version in a file: the same report has the same bytes."""
 
 
 def swatch(line: Line) -> str:

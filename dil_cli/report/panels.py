@@ -21,6 +21,9 @@ from dil_cli.report.tables import MINUS, number
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+STEP_SETTINGS, PAIR_SETTINGS = 4, 2
+"""Settings that get axes of their own in a figure."""
+
 NAMED = 6
 """Series that an alternative text names with their numbers; the table has all of them."""
 
@@ -34,13 +37,14 @@ STEPS = {
 def figures(experiment: Experiment) -> list[Figure]:
     """Every figure for which there are numbers, in the order of the page."""
     looks = lines(experiment)
-    chosen = shown(settings(experiment))
-    found = [_dynamics(experiment, chosen, looks), _dots(experiment, looks), _pairs(experiment, chosen, looks)]
+    every = settings(experiment)
+    found = [_dynamics(experiment, every, looks), _dots(experiment, looks), _pairs(every, looks)]
     across = _across(experiment, looks)
     return [*found, across] if across is not None else found
 
 
-def _dynamics(experiment: Experiment, chosen: Sequence[Setting], looks: Mapping[str, Line]) -> Figure:
+def _dynamics(experiment: Experiment, every: list[Setting], looks: Mapping[str, Line]) -> Figure:
+    chosen = shown(every, STEP_SETTINGS)
     panels = []
     for setting in chosen:
         for metric, name in STEPS.items():
@@ -53,7 +57,8 @@ def _dynamics(experiment: Experiment, chosen: Sequence[Setting], looks: Mapping[
     return Figure(
         "dynamics",
         "Likelihood of held-out responses over training",
-        f"Change of the mean log-prob since step 0, nats per token, on the probe set. {spread}{_left_out(experiment)}",
+        f"Change of the mean log-prob since step 0, nats per token, on the probe set. {spread}"
+        f"{_left_out(every, chosen)}",
         tuple(panels),
         _legend(chosen, looks),
     )
@@ -86,11 +91,13 @@ def _dots(experiment: Experiment, looks: Mapping[str, Line]) -> Figure:
         tuple(panels),
         {},
         height=0.95 + 0.2 * max(len(rows), 4),
+        same_rows=True,
         left=min(0.25 + 0.075 * longest, 2.4),
     )
 
 
-def _pairs(experiment: Experiment, chosen: Sequence[Setting], looks: Mapping[str, Line]) -> Figure:
+def _pairs(every: list[Setting], looks: Mapping[str, Line]) -> Figure:
+    chosen = shown(every, PAIR_SETTINGS)
     panels = []
     for setting in chosen:
         for column, name in (("chosen", "Chosen: pairs below a change"), ("margin", "Margin: pairs below a change")):
@@ -110,7 +117,7 @@ def _pairs(experiment: Experiment, chosen: Sequence[Setting], looks: Mapping[str
         )
         panels.append(
             Panel(
-                _titled("Lost chosen likelihood, by length", setting),
+                _titled("Lost chosen, by length", setting),
                 partial(_draw_lost, lost=lost, looks=looks),
                 words,
             )
@@ -120,7 +127,7 @@ def _pairs(experiment: Experiment, chosen: Sequence[Setting], looks: Mapping[str
         "The change pair by pair",
         "Left and middle: share of probe pairs whose change since step 0 lies below the value on the x axis, all seeds "
         "together; where a line crosses 0 it shows the share that lost. Right: share of pairs whose chosen response "
-        f"became less likely, by quartile of its length in tokens.{_left_out(experiment)}",
+        f"became less likely, by quartile of its length in tokens.{_left_out(every, chosen)}",
         tuple(panels),
         _legend(chosen, looks),
     )
@@ -169,24 +176,28 @@ def _draw_dots(axes: Axes, rows: Sequence[tuple[str, Group, Line]], metric: Metr
     scale = 100 if metric.percent else 1
     if metric.key.startswith("delta/"):
         axes.axvline(0, color=style.MUTED, linewidth=0.8)
-    for height, (_, group, line) in enumerate(rows):
-        kept = estimate(group, metric)
-        if kept is None:
-            continue
-        interval = kept.interval
-        if interval.low is not None and interval.high is not None:
-            axes.plot([scale * interval.low, scale * interval.high], [height, height], color=line.colour, linewidth=1.6)
-        seeds = list(seed_values(group, metric).values())
-        if len(seeds) > 1:
-            axes.plot(
-                [scale * value for value in seeds],
-                [height] * len(seeds),
-                ".",
-                color=line.colour,
-                markersize=4,
-                alpha=0.6,
-            )
-        axes.plot([scale * kept.mean], [height], line.marker, color=line.colour, markersize=5.5)
+    found = [
+        (height, group, line, kept) for height, (_, group, line) in enumerate(rows) if (kept := estimate(group, metric))
+    ]
+    # One call for all bars and one for all seeds: a call each took most of the time of a large report.
+    bars = [(height, kept.interval.low, kept.interval.high, line.colour) for height, _, line, kept in found]
+    whole = [(h, scale * low, scale * high, c) for h, low, high, c in bars if low is not None and high is not None]
+    if whole:
+        heights, lows, highs, colours = zip(*whole, strict=True)
+        axes.hlines(heights, lows, highs, colors=colours, linewidth=1.6)
+    seeds = [
+        (scale * value, height, line.colour)
+        for height, group, line, _ in found
+        if len(group.records) > 1
+        for value in seed_values(group, metric).values()
+    ]
+    if seeds:
+        values, heights, colours = zip(*seeds, strict=True)
+        axes.scatter(values, heights, s=5, c=colours, alpha=0.6, linewidths=0)
+    for marker in dict.fromkeys(line.marker for _, _, line, _ in found):
+        marked = [(scale * kept.mean, height, line.colour) for height, _, line, kept in found if line.marker == marker]
+        means, heights, colours = zip(*marked, strict=True)
+        axes.scatter(means, heights, s=28, c=colours, marker=marker, linewidths=0, zorder=3)
     axes.set_yticks(
         range(len(rows)), [label if len(label) < 30 else f"{label[:28]}\N{HORIZONTAL ELLIPSIS}" for label, _, _ in rows]
     )
@@ -273,10 +284,8 @@ def _legend(chosen: Sequence[Setting], looks: Mapping[str, Line]) -> dict[str, L
     return {label: looks[label] for setting in chosen for label, _ in setting.groups}
 
 
-def _left_out(experiment: Experiment) -> str:
-    everything = settings(experiment)
-    drawn = shown(everything)
-    return "" if len(drawn) == len(everything) else f" {len(drawn)} of {len(everything)} settings are drawn."
+def _left_out(every: Sequence[Setting], drawn: Sequence[Setting]) -> str:
+    return "" if len(drawn) == len(every) else f" {len(drawn)} of {len(every)} settings are drawn; the table has all."
 
 
 def _in_words(what: str, where: str, values: Mapping[str, float], metric: Metric) -> str:

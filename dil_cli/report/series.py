@@ -7,9 +7,6 @@ from dataclasses import dataclass
 from dil_cli.dynamics.style import Line, series_lines
 from dil_cli.report.experiment import Experiment, Group, Value, label
 
-SHOWN = 4
-"""Settings that get axes of their own in a figure; of more, as many spread evenly over them."""
-
 
 @dataclass(frozen=True, eq=False)
 class Setting:
@@ -32,10 +29,10 @@ def settings(experiment: Experiment) -> list[Setting]:
     ]
 
 
-def shown(all_settings: list[Setting]) -> list[Setting]:
-    """At most `SHOWN` of the settings, the first and the last among them."""
+def shown(all_settings: list[Setting], most: int) -> list[Setting]:
+    """At most so many of the settings, spread evenly, the first and the last among them."""
     last = len(all_settings) - 1
-    return all_settings if last < SHOWN else [all_settings[round(i * last / (SHOWN - 1))] for i in range(SHOWN)]
+    return all_settings if last < most else [all_settings[round(i * last / (most - 1))] for i in range(most)]
 
 
 def along_x(experiment: Experiment) -> dict[str, list[tuple[float, Group]]]:
