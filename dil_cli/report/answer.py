@@ -184,6 +184,12 @@ def _limits(experiment: Experiment) -> list[str]:
             f"Other settings differ along with {' and '.join(map(short, experiment.keys))}, and a difference may come "
             f"from them: {', '.join(experiment.along)}."
         )
+    alone = [g for g in groups if experiment.partner(g) is None and not experiment.is_baseline(g)]
+    if any(map(experiment.is_baseline, groups)) and alone:
+        limits.append(
+            f"Not compared with a baseline, of which there is none or more than one under the same settings: "
+            f"{listed([group.label for group in alone])} (--baseline names one, such as loss=dpo,loss.beta=0.1)."
+        )
     models = sorted({str(group.records[0].run.config["model"]["path"]) for group in groups})
     data = sorted({str(group.records[0].run.config["data"]["path"]) for group in groups})
     rates = sorted({text(group.records[0].run.config["optim"]["lr"]) for group in groups})

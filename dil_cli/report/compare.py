@@ -14,9 +14,9 @@ from dil_cli.report.experiment import flat, text
 from dil_cli.report.figure import Figure
 from dil_cli.report.more_tables import environment
 from dil_cli.report.panels import STEPS, steps_panel
+from dil_cli.report.record import read_rows
 from dil_cli.report.runs import Run, read_run
 from dil_cli.report.tables import Cell, Column, Table, plain
-from dil_cli.tracking.record import read_metrics
 
 CURVES = ("loss", "logps/chosen", "logps/rejected", "grad_norm", "lr")
 CURVES_OF_PROBE = ("probe/loss", "probe/logps/chosen", "probe/logps/rejected")
@@ -34,7 +34,7 @@ def compare(a: Path, b: Path, out: Path | None) -> list[str]:
         DilError: when either is no whole run folder, or `out` cannot be written.
     """
     runs = (read_run(a), read_run(b))
-    rows = tuple(read_metrics(RunFolder(run.folder).metrics) for run in runs)
+    rows = tuple(read_rows(RunFolder(run.folder).metrics) for run in runs)
     names = _names(a, b)
     lines = [f"A  {a}  {runs[0].hash}, {runs[0].status}", f"B  {b}  {runs[1].hash}, {runs[1].status}", ""]
     if runs[0].hash == runs[1].hash:

@@ -69,9 +69,11 @@ class Experiment:
         """What `group` is compared with: the baseline under otherwise the same values; None where that is not one."""
         if not self.baseline or self.is_baseline(group):
             return None
-        # With another loss come other settings of it: lsif has no beta.
-        theirs = {key.partition(".")[0] for key in self.baseline}
-        same = [i for i, key in enumerate(self.keys) if key.partition(".")[0] not in theirs]
+        # With another loss or model come other settings of it: lsif has no beta.
+        theirs = {key.partition(".")[0] for key in self.baseline if key in {"loss.name", "model.path"}}
+        same = [
+            i for i, key in enumerate(self.keys) if key not in self.baseline and key.partition(".")[0] not in theirs
+        ]
         found = [
             other
             for other in self.groups

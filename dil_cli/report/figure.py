@@ -135,7 +135,13 @@ def _settings(salt: str) -> AbstractContextManager[None]:
 
     defaults: Any = matplotlib.rcParamsDefault
     chosen: dict[str, Any] = {key: value for key, value in defaults.items() if not key.startswith("backend")}
-    chosen |= {"svg.hashsalt": salt, "svg.fonttype": "none", "pdf.fonttype": 42, "font.size": 9}
+    chosen |= {
+        "svg.hashsalt": salt,
+        "svg.fonttype": "none",
+        "text.parse_math": False,
+        "pdf.fonttype": 42,
+        "font.size": 9,
+    }
     chosen |= {"axes.edgecolor": style.MUTED, "text.color": style.TEXT, "axes.labelcolor": style.TEXT}
     context: AbstractContextManager[None] = matplotlib.rc_context(chosen)  # type: ignore[arg-type]
     return context
@@ -153,7 +159,7 @@ def _box(
 
 
 def _fill(axes: Axes, panel: Panel) -> None:
-    axes.set_title(panel.title, loc="left", fontsize=9.5, color=style.TEXT, pad=7).set_parse_math(False)
+    axes.set_title(panel.title, loc="left", fontsize=9.5, color=style.TEXT, pad=7)
     axes.grid(axis="y", color=style.GRID, linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

@@ -193,7 +193,7 @@ def _draw_dots(axes: Axes, rows: Sequence[tuple[str, Group, Line]], metric: Metr
     ]
     if seeds:
         values, heights, colours = zip(*seeds, strict=True)
-        axes.scatter(values, heights, s=5, c=colours, alpha=0.6, linewidths=0)
+        axes.scatter(values, heights, s=8, c=colours, alpha=0.6, linewidths=0)
     for marker in dict.fromkeys(line.marker for _, _, line, _ in found):
         marked = [(scale * kept.mean, height, line.colour) for height, _, line, kept in found if line.marker == marker]
         means, heights, colours = zip(*marked, strict=True)
