@@ -116,7 +116,7 @@ def _probe_tables(
     fixed = np.random.default_rng(0)
     tokens = {side: fixed.integers(20, 300, pairs) for side in ("chosen", "rejected")}
     start = {side: -tokens[side] * fixed.uniform(0.5, 1.1, pairs) for side in ("chosen", "rejected")}
-    of_pair = {side: fixed.normal(0, 0.1, pairs) for side in ("chosen", "rejected")}
+    of_pair = {side: _centred(fixed.normal(0, 0.1, pairs)) for side in ("chosen", "rejected")}
     own = np.random.default_rng([seed, *loss.encode()])
     shift = own.normal(0, between_seeds)
     tables = {}
@@ -135,6 +135,10 @@ def _probe_tables(
         table["delta_margin"] = delta["chosen"] - delta["rejected"]
         tables[step] = table
     return tables
+
+
+def _centred(values: np.ndarray) -> np.ndarray:
+    return values - values.mean()
 
 
 def _rows(tables: dict[int, dict[str, np.ndarray]], reduction: str, seed: int) -> list[dict[str, Any]]:

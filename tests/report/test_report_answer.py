@@ -78,7 +78,7 @@ def test_directions_follow_the_intervals(tmp_path: Path):
     found = answer_of(write(tmp_path, lsif=KEEPS, dpo=LOSES, sft=(0.2, 0.25)))
     chosen, margin = found.findings[:2]
     assert chosen.startswith("The chosen responses became less likely under lsif (")
-    assert "; became more likely under sft (+0.2" in chosen
+    assert "; became more likely under sft (+" in chosen
     assert "grew under lsif (+0.2" in margin
     assert "shrank under sft (" in margin
     unclear = answer_of(write(tmp_path / "wide", between_seeds=0.3, lsif=(0.01, -0.2)))
@@ -105,12 +105,17 @@ def test_what_else_differs_is_said(tmp_path: Path):
 
 def test_a_series_at_several_settings_is_named_once(tmp_path: Path):
     for noise in (0.0, 0.1, 0.25, 0.5, 0.6):
-        for loss, effect in (("lsif", KEEPS), ("dpo", LOSES if noise < 0.6 else KEEPS)):
-            write_run(tmp_path, loss, 0, effect=effect, data__label_noise=noise)
+        same = noise == 0.6
+        write_run(tmp_path, "lsif", 0, effect=KEEPS, between_seeds=0, data__label_noise=noise)
+        write_run(tmp_path, "dpo", 0, effect=KEEPS if same else LOSES, between_seeds=0, data__label_noise=noise)
     found = answer_of(tmp_path, "Does noise matter?")
     assert found.question == "Does noise matter?"
     assert "under lsif at every setting (" in found.findings[0]
-    assert "lsif kept more than dpo at 4 of 5 settings" in str(found.findings) or "not decided" in claim(found)
+    assert "more chosen likelihood was kept by lsif at 4 of 5 settings (+0.3" in found.findings[2]
+    assert "no difference was seen for lsif at label_noise 0.6." in found.findings[2]
+    assert "not decided by these runs against dpo: lsif was not seen to differ from dpo at label_noise 0.6" in claim(
+        found
+    )
 
 
 def test_a_baseline_that_is_not_one_is_said(tmp_path: Path):

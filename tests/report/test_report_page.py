@@ -191,7 +191,7 @@ def test_demonstrations_have_no_margin_and_break_nothing(tmp_path: Path):
     result = json.loads((folder / "result.json").read_text())
     result["end"] = rows[-1]
     (folder / "result.json").write_text(json.dumps(result))
-    build([tmp_path], tmp_path / "out", None, ALL_FORMATS)
+    build([tmp_path], tmp_path / "out", None, ["html", "md", "tex"])
     check((tmp_path / "out" / "index.html").read_text())
     assert "| sft | mean | 1 |" in (tmp_path / "out" / "tables" / "final.md").read_text()
 
@@ -199,7 +199,7 @@ def test_demonstrations_have_no_margin_and_break_nothing(tmp_path: Path):
 def test_names_with_marks_of_html_tex_and_matplotlib(tmp_path: Path):
     for path in ("a<b>$x$&_%", "c|d*e*\\f"):
         write_run(tmp_path / "runs", "lsif", 0, data__path=path)
-    build([tmp_path / "runs"], tmp_path / "out", None, ALL_FORMATS)
+    build([tmp_path / "runs"], tmp_path / "out", None, ["html", "md", "tex"])
     text = (tmp_path / "out" / "index.html").read_text()
     check(text)
     assert "a&lt;b&gt;$x$&amp;_%" in text
@@ -254,7 +254,7 @@ def test_help_shows_every_option(capsys: pytest.CaptureFixture[str]):
 
 
 def test_hundreds_of_runs_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """300 runs; the seconds are printed, what is counted is the work: a parquet and a record a run, a picture a figure."""
+    """The seconds are printed; what is counted is the work: a parquet and a record a run, a picture a figure."""
     import pyarrow.parquet
 
     for loss in ("lsif", "bce", "ukl", "dpo", "simpo", "slic"):
@@ -270,7 +270,7 @@ def test_hundreds_of_runs_are_read_once(tmp_path: Path, monkeypatch: pytest.Monk
 
         return count
 
-    monkeypatch.setattr(pyarrow.parquet, "read_table", counting("parquet", pyarrow.parquet.read_table))
+    monkeypatch.setattr(pyarrow.parquet, "ParquetFile", counting("parquet", pyarrow.parquet.ParquetFile))
     monkeypatch.setattr(recording, "read_metrics", counting("metrics", recording.read_metrics))
     monkeypatch.setattr(building.Figure, "save", counting("figure", building.Figure.save))
     started = time.perf_counter()
@@ -285,7 +285,7 @@ def test_neither_torch_nor_a_config_is_loaded(tmp_path: Path):
     code = f"""
 import sys
 from dil_cli.report.command import run
-assert run([{str(tmp_path / "runs")!r}, "--out", {str(tmp_path / "out")!r}]) == 0
+assert run([{str(tmp_path / "runs")!r}, "--format", "html,png,csv"]) == 0
 heavy = [name for name in ("torch", "transformers", "hydra", "omegaconf", "datasets", "wandb", "scipy", "pandas",
     "matplotlib.pyplot") if name in sys.modules]
 assert not heavy, heavy
