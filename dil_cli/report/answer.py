@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from dil_cli.report.estimates import BY_KEY, Metric, difference, estimate
-from dil_cli.report.experiment import Experiment, Group, short, text
+from dil_cli.report.experiment import Experiment, Group, lookup, short, text
 from dil_cli.report.series import settings
 from dil_cli.report.wording import Places, listed
 
@@ -97,6 +97,7 @@ def _against_baseline(experiment: Experiment, places: Places) -> list[str]:
 def _claim(experiment: Experiment, places: Places) -> list[str]:
     """What the runs say of the paper's claim: against the baselines of its figure 2, then against other losses."""
     claim = "The paper's claim, that DIL (lsif, bce, ukl) lowers the chosen likelihood least while margins grow,"
+    runs = "in these runs of one seed each" if experiment.seeds == 1 else "in these runs"
     of_paper, of_others = _Verdict(), _Verdict()
     for setting in settings(experiment):
         groups = [group for _, group in setting.groups]
@@ -106,11 +107,11 @@ def _claim(experiment: Experiment, places: Places) -> list[str]:
     sentences = []
     if said := of_paper.words(places):
         there = [loss for loss in BASELINES if any(group.loss == loss for group in experiment.groups)]
-        sentences.append(f"{claim} {said[0]} against {' and '.join(there)}: {said[1]}")
+        sentences.append(f"{claim} {said[0]} {runs} against {' and '.join(there)}: {said[1]}")
     if said := of_others.words(places):
         start = "Against other losses the claim" if sentences else claim
         tail = "" if sentences else " against the other losses"
-        sentences.append(f"{start} {said[0]}{tail}: {said[1]}")
+        sentences.append(f"{start} {said[0]} {runs}{tail}: {said[1]}")
     return sentences
 
 
@@ -149,9 +150,9 @@ class _Verdict:
             else ""
         )
         for verb, reasons in (
-            ("does not hold in these runs", against),
-            ("is not decided by these runs", unclear),
-            ("holds in these runs", held),
+            ("does not hold", against),
+            ("is not decided", unclear),
+            ("holds", held),
         ):
             if reasons:
                 return verb, f"{listed(reasons, '; ')}.{aside}"
@@ -190,11 +191,18 @@ def _limits(experiment: Experiment) -> list[str]:
             f"Not compared with a baseline, of which there is none or more than one under the same settings: "
             f"{listed([group.label for group in alone])} (--baseline names one, such as loss=dpo,loss.beta=0.1)."
         )
-    models = sorted({str(group.records[0].run.config["model"]["path"]) for group in groups})
-    data = sorted({str(group.records[0].run.config["data"]["path"]) for group in groups})
-    rates = sorted({text(group.records[0].run.config["optim"]["lr"]) for group in groups})
-    limits.append(f"One scale: model {', '.join(models)}, data {', '.join(data)}, learning rate {', '.join(rates)}.")
-    return limits
+    return [*limits, _scale(groups)]
+
+
+def _scale(groups: Sequence[Group]) -> str:
+    """The models, data and learning rates beyond which nothing was seen."""
+    found: dict[str, dict[str, None]] = {"model.path": {}, "data.path": {}, "optim.lr": {}}
+    for group in groups:
+        for key, values in found.items():
+            # A folder of one machine by its name: the config's table has all of it.
+            values[text(lookup(group.records[0], key)).rstrip("/").rpartition("/")[2]] = None
+    models, data, rates = (listed(sorted(values)) for values in found.values())
+    return f"Nothing was seen beyond model {models}, data {data}, learning rate {rates}."
 
 
 def _moved(group: Group, metric: Metric) -> int:

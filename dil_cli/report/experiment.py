@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from dil_cli.dynamics.style import LOSS_COLOURS
@@ -127,12 +128,12 @@ def arrange(records: Sequence[Record], sweeps: Sequence[Sweep] = (), baseline: s
 
 def lookup(record: Record, key: str) -> Value:
     """A run's value of a config key; None where its config has none. `run` is its hash."""
-    if key == "run":
-        return record.run.hash
-    node: Any = record.run.config
-    for part in key.split("."):
-        node = node.get(part) if isinstance(node, Mapping) else None
-    return node if isinstance(node, str | int | float | bool | None) else json.dumps(node, sort_keys=True)
+    return record.run.hash if key == "run" else _config(record).get(key)
+
+
+@cache
+def _config(record: Record) -> dict[str, Value]:
+    return flat(record.run.config)
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Value]:
@@ -166,7 +167,7 @@ def label(keys: Sequence[str], values: Sequence[Value], record: Record) -> str:
 
 def _keys(records: Sequence[Record], swept: Sequence[str]) -> tuple[list[str], list[str]]:
     """The fewest keys that tell the runs apart, up to the seed; and those that differ only along with these."""
-    configs = [flat(record.run.config) for record in records]
+    configs = [_config(record) for record in records]
     differ = sorted(
         key
         for key in set().union(*configs)

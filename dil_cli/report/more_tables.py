@@ -64,7 +64,7 @@ def eval_table(experiment: Experiment) -> Table | None:
     heads = (Column(f"{b}/{m}", f"{b} {m}", parts=WITH_INTERVAL) for b, m in names)
     columns = (Column("group", "group", numeric=False), Column("reduction", "loss.reduction", numeric=False), *heads)
     note = "Mean over the seeds that were evaluated, with a 95 % t interval where there are several."
-    return Table("evaluations", "Evaluations", columns, tuple(rows), note)
+    return Table("evaluations", "Benchmark results", columns, tuple(rows), note)
 
 
 def cost_table(records: Sequence[Record], root: Path) -> Table:
@@ -88,7 +88,7 @@ def cost_table(records: Sequence[Record], root: Path) -> Table:
     note = (
         "seconds: training and measuring; pairs/s: median over the steps; peak GB: of the accelerator or the process."
     )
-    return Table("costs", "Costs", columns, tuple(rows), note)
+    return Table("costs", "Time, throughput and memory of each run", columns, tuple(rows), note)
 
 
 def config_table(runs: Sequence[Run], root: Path) -> Table | None:
@@ -137,7 +137,11 @@ def alarm_table(records: Sequence[Record], root: Path) -> Table | None:
         Column("message", "what it said", numeric=False),
     )  # fmt: skip
     return Table(
-        "alarms", "Alarms", columns, tuple(rows), "A run goes on after an alarm; these are probe.alarms.* crossed."
+        "alarms",
+        "Alarms that were raised",
+        columns,
+        tuple(rows),
+        "A run goes on after an alarm; these are probe.alarms.* crossed.",
     )
 
 
@@ -152,7 +156,7 @@ def environment_table(runs: Sequence[Run], root: Path) -> Table:
         told = list(values) if len(values) == 1 else [f"{value} ({_runs(names)})" for value, names in values.items()]
         rows.append((Cell(name), Cell("; ".join(told))))
     columns = (Column("name", "what", numeric=False), Column("value", "value", numeric=False))
-    return Table("environment", "Environment", columns, tuple(rows))
+    return Table("environment", "Versions, machine, weights and data", columns, tuple(rows))
 
 
 def environment(run: Run) -> dict[str, str]:
@@ -185,7 +189,7 @@ def left_out_table(
         return None
     columns = (Column("folder", "folder", numeric=False), Column("reason", "why it is left out", numeric=False))
     cells = tuple((Cell(folder), Cell(reason)) for folder, reason in sorted(rows))
-    return Table("left_out", "Left out", columns, cells)
+    return Table("left_out", "Folders and files that are left out", columns, cells)
 
 
 def common_root(folders: Sequence[Path]) -> Path:

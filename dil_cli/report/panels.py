@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 STEP_SETTINGS, PAIR_SETTINGS = 4, 2
 """Settings that get axes of their own in a figure."""
 
+MANY = 8
+"""Series of one panel beyond which those that have no colour of their own stand back."""
+
 NAMED = 6
 """Series that an alternative text names with their numbers; the table has all of them."""
 
@@ -157,14 +160,15 @@ def _across(experiment: Experiment, looks: Mapping[str, Line]) -> Figure | None:
 
 def _draw_steps(axes: Axes, curves: Mapping[str, Curve], looks: Mapping[str, Line]) -> None:
     axes.axhline(0, color=style.MUTED, linewidth=0.8)
-    many = len(curves) > 8
+    many = len(curves) > MANY
     for label, curve in curves.items():
         line = looks[label]
+        behind = many and label not in style.LOSS_COLOURS
         if curve.low_N is not None and curve.high_N is not None:
             axes.fill_between(curve.x_N, curve.low_N, curve.high_N, color=line.colour, alpha=0.15, linewidth=0)
         for each in curve.each:
             axes.plot(curve.x_N, each, color=line.colour, linewidth=0.7, alpha=0.6)
-        _plot(axes, curve.x_N, curve.mean_N, line, width=1.1 if many else 1.7, size=3 if many else 4)
+        _plot(axes, curve.x_N, curve.mean_N, line, width=0.9 if behind else 1.7, size=3 if behind else 4, behind=behind)
     axes.set_xlabel("optimiser step", fontsize=9)
     axes.set_ylabel("change, nats per token", fontsize=9)
     axes.locator_params(axis="x", integer=True, nbins=6)
@@ -213,8 +217,8 @@ def _draw_shares(axes: Axes, spread: Mapping[str, tuple[Float64, Float64]], look
     axes.axvline(0, color=style.MUTED, linewidth=0.8)
     lows, highs = [], []
     for label, (values, share) in spread.items():
-        line = looks[label]
-        _plot(axes, values, 100 * share, line, width=1.4, every=20)
+        behind = len(spread) > MANY and label not in style.LOSS_COLOURS
+        _plot(axes, values, 100 * share, looks[label], width=0.9 if behind else 1.5, every=20, behind=behind)
         lows.append(float(values[2]))
         highs.append(float(values[-3]))
     if lows:  # without the outermost pairs, which would press the rest together
@@ -228,7 +232,9 @@ def _draw_lost(axes: Axes, lost: Mapping[str, tuple[list[str], Float64]], looks:
     ranges: list[str] = []
     for label, (found, share) in lost.items():
         ranges = max(ranges, found, key=len)
-        _plot(axes, np.arange(len(share), dtype=np.float64), 100 * share, looks[label], width=1.4, size=4.5)
+        behind = len(lost) > MANY and label not in style.LOSS_COLOURS
+        x = np.arange(len(share), dtype=np.float64)
+        _plot(axes, x, 100 * share, looks[label], width=0.9 if behind else 1.5, behind=behind)
     axes.set_xticks(range(len(ranges)), ranges)
     axes.set_xlim(-0.35, len(ranges) - 0.65)
     axes.set_ylim(-4, 104)
@@ -263,17 +269,13 @@ def _draw_across(axes: Axes, curves: Mapping[str, Curve], looks: Mapping[str, Li
     )
 
 
-def _plot(axes: Axes, x: Float64, y: Float64, line: Line, width: float, size: float = 4, every: int = 1) -> None:
+def _plot(
+    axes: Axes, x: Float64, y: Float64, line: Line, width: float, size: float = 4, every: int = 1, behind: bool = False
+) -> None:
     axes.plot(
-        x,
-        y,
-        color=line.colour,
-        linestyle=line.dash,
-        linewidth=width,
-        marker=line.marker,
-        markersize=size,
-        markevery=every,
-    )
+        x, y, color=line.colour, linestyle=line.dash, linewidth=width, marker=line.marker, markersize=size,
+        markevery=every, alpha=0.65 if behind else 1.0, zorder=2 if behind else 3,
+    )  # fmt: skip
 
 
 def _titled(name: str, setting: Setting) -> str:
