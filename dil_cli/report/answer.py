@@ -106,7 +106,7 @@ def _claim(experiment: Experiment, places: Places) -> list[str]:
             of_others.judge(ours, [g for g in groups if g.loss not in {*DIL, *BASELINES, *WIDER_DIL}])
     sentences = []
     if said := of_paper.words(places):
-        there = [loss for loss in BASELINES if any(group.loss == loss for group in experiment.groups)]
+        there = [loss for loss in BASELINES if loss in of_paper.compared]
         sentences.append(f"{claim} {said[0]} {runs} against {' and '.join(there)}: {said[1]}")
     if said := of_others.words(places):
         start = "Against other losses the claim" if sentences else claim
@@ -123,6 +123,7 @@ class _Verdict:
     shrank: list[Group] = field(default_factory=list)
     unseen: list[Group] = field(default_factory=list)
     aside: list[Group] = field(default_factory=list)
+    compared: set[str] = field(default_factory=set)
 
     def judge(self, ours: Group, others: Sequence[Group]) -> None:
         """Compare one group of DIL's with others; those whose margin did not grow are no part of the claim."""
@@ -130,6 +131,7 @@ class _Verdict:
         self.aside += [group for group in others if group not in rivals and group not in self.aside]
         if not rivals:
             return
+        self.compared |= {rival.loss for rival in rivals}
         if _moved(ours, MARGIN) <= 0:
             (self.shrank if _moved(ours, MARGIN) < 0 else self.unseen).append(ours)
             return

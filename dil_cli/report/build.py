@@ -60,11 +60,15 @@ def build(paths: Sequence[Path], out: Path | None, baseline: str | None, formats
     tables = _tables(material)
     drawn = figures(material.experiment)
     answered = answer(material.experiment, [sweep.question for sweep in material.sweeps if sweep.question])
-    _write_tables(folder, tables, [ending for ending in formats if ending in FORMATS])
-    _write_figures(folder, drawn, tuple(ending for ending in formats if ending in FIGURE_FORMATS))
-    if "html" in formats:
-        text = page(name, _subtitle(material), answered, _sections(material, tables, drawn))
-        (folder / "index.html").write_text(text, encoding="utf-8")
+    try:
+        _write_tables(folder, tables, [ending for ending in formats if ending in FORMATS])
+        _write_figures(folder, drawn, tuple(ending for ending in formats if ending in FIGURE_FORMATS))
+        if "html" in formats:
+            text = page(name, _subtitle(material), answered, _sections(material, tables, drawn))
+            (folder / "index.html").write_text(text, encoding="utf-8")
+    except OSError as error:
+        what = f"the report cannot be written: {error.strerror}"
+        raise DilError(what, str(error.filename or folder), "--out report") from error
     left_out = tables.get("left_out")
     lines = [f"{row[0].text}: {row[1].text}" for row in left_out.rows] if left_out else []
     return Report(folder, answered, len(material.records), lines)
@@ -180,7 +184,7 @@ def _folders(material: Material) -> set[Path]:
 def _name(paths: Sequence[Path], sweeps: Sequence[Sweep]) -> str:
     if len(sweeps) == 1 and len(paths) == 1:
         return sweeps[0].name
-    return paths[0].resolve().name if len(paths) == 1 else "runs"
+    return (paths[0].resolve().name if len(paths) == 1 else "") or "runs"
 
 
 def _hash(runs: Sequence[Run]) -> str:

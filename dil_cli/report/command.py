@@ -122,4 +122,6 @@ def _formats(words: str, known: Sequence[str]) -> list[str]:
     for word in chosen:
         if word not in known:
             raise DilError(f"no format {word}", f"--format {words}", f"--format {','.join(known)}")
+    if not chosen:
+        raise DilError("no format is named", f"--format {words}", f"--format {','.join(known)}")
     return chosen

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from dil_cli.dynamics.statistics import Float64
 from dil_cli.report.curves import lost_by_length
 from dil_cli.report.estimates import Estimate, Metric
 from dil_cli.report.experiment import NOT_IDENTITY, Experiment, flat, text
-from dil_cli.report.intervals import t_interval
+from dil_cli.report.intervals import bootstrap, t_interval
 from dil_cli.report.record import Record
 from dil_cli.report.runs import Damaged, Run
 from dil_cli.report.tables import WITH_INTERVAL, Cell, Column, Table, estimate_cell
@@ -25,15 +26,10 @@ def lost_table(experiment: Experiment) -> Table:
     rows = []
     for group in experiment.groups:
         pairs = [record.pairs for record in group.records]
-        means = [
-            [float(np.mean(values < 0)) if not np.isnan(values).all() else None for values in sides]
-            for sides in ([pair.chosen for pair in pairs], [pair.rejected for pair in pairs])
-        ]
-        ranges, shares = lost_by_length(group)
         cells = [Cell(group.label), _integer(len(pairs))]
-        for side in means:
-            there = [value for value in side if value is not None]
-            cells.append(estimate_cell(Estimate(t_interval(there), "seeds") if there else None, SHARE))
+        for side in ("chosen", "rejected"):
+            cells.append(estimate_cell(_lost([getattr(pair, side) for pair in pairs]), SHARE))
+        ranges, shares = lost_by_length(group)
         by_length = ", ".join(f"{r}: {100 * share:.0f} %" for r, share in zip(ranges, shares, strict=True))
         rows.append((*cells, Cell(by_length)))
     columns = (
@@ -43,8 +39,18 @@ def lost_table(experiment: Experiment) -> Table:
         Column("rejected_lost", "lost rejected likelihood", parts=WITH_INTERVAL),
         Column("by_length", "lost chosen, by tokens of the response", numeric=False),
     )
-    note = "Share of probe pairs; mean over the seeds, and a 95 % t interval where there are several."
+    note = "Share of probe pairs, with the intervals of the final table: over seeds, or over the pairs of one seed."
     return Table("pairs", "Pairs that became less likely", columns, tuple(rows), note)
+
+
+def _lost(changes: Sequence[Float64]) -> Estimate | None:
+    """Share of the values below 0 of each seed; None where there are none, as demonstrations have no rejected side."""
+    lost = [(values < 0).astype(np.float64) for values in changes if not np.isnan(values).any()]
+    if not lost:
+        return None
+    if len(changes) > 1:
+        return Estimate(t_interval([float(share.mean()) for share in lost]), "seeds")
+    return Estimate(bootstrap(lost[0][:, None], lambda mean: mean[..., 0]), "pairs")
 
 
 def eval_table(experiment: Experiment) -> Table | None:

@@ -6,6 +6,7 @@ P probe pairs.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,7 +168,7 @@ def _read_evals(folder: Path) -> tuple[dict[str, dict[str, float]], tuple[str, .
             numbers = {
                 str(name): float(value)
                 for name, value in record["metrics"].items()
-                if isinstance(value, int | float) and not isinstance(value, bool)
+                if _is_number(value) and math.isfinite(value)
             }
             evals[str(record["benchmark"])] = numbers
         except (OSError, ValueError, KeyError, TypeError, AttributeError):

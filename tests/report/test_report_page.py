@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from run_folders import write_run, write_sweep
 
+from dil_cli.dynamics.style import LOSS_COLOURS, series_lines
 from dil_cli.errors import DilError
 from dil_cli.report import build as building
 from dil_cli.report import record as recording
@@ -244,6 +245,39 @@ def test_errors_have_three_lines(tmp_path: Path, argv: list[str], what: str):
     assert raised.value.exit_code == 2
     assert raised.value.what == what
     assert len(str(raised.value).splitlines()) == 3
+
+
+def test_a_folder_that_cannot_be_written_halfway(tmp_path: Path):
+    write_run(tmp_path / "runs", "lsif", 0)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "tables").write_text("a file")
+    with pytest.raises(DilError, match="the report cannot be written: Not a directory"):
+        build([tmp_path / "runs"], tmp_path / "out", None, ["md"])
+
+
+def test_a_second_report_leaves_nothing_of_the_first_and_nothing_else_alone(tmp_path: Path):
+    write_run(tmp_path / "runs", "lsif", 0)
+    write_run(tmp_path / "runs", "dpo", 0)
+    build([tmp_path / "runs"], tmp_path / "out", None, ["md", "html"])
+    (tmp_path / "out" / "tables" / "mine.md").write_text("kept")
+    assert (tmp_path / "out" / "tables" / "differences.md").is_file()
+    write_run(tmp_path / "other", "lsif", 0)
+    build([tmp_path / "other"], tmp_path / "out", None, ["md"])
+    assert not (tmp_path / "out" / "tables" / "differences.md").exists()
+    assert (tmp_path / "out" / "tables" / "mine.md").read_text() == "kept"
+
+
+def test_every_loss_has_a_line_of_its_own():
+    names = sorted(path.stem for path in (Path(building.__file__).parents[2] / "conf" / "loss").glob("*.yaml"))
+    assert len(names) > 30
+    lines = series_lines([(name, name) for name in [*LOSS_COLOURS, *names]])
+    assert len(set(lines.values())) == len(names)
+    assert all(lines[name].colour == colour and lines[name].dash == "-" for name, colour in LOSS_COLOURS.items())
+    # What remains in grey print tells the losses that have a colour of their own apart.
+    assert len({(lines[name].dash, lines[name].marker) for name in LOSS_COLOURS}) == len(LOSS_COLOURS)
+    two = series_lines([("dpo", "dpo, beta 0.1"), ("lsif", "lsif"), ("dpo", "dpo, beta 0.01")])
+    assert two["dpo, beta 0.1"].colour == two["dpo, beta 0.01"].colour
+    assert two["dpo, beta 0.1"].dash != two["dpo, beta 0.01"].dash
 
 
 def test_help_shows_every_option(capsys: pytest.CaptureFixture[str]):
