@@ -17,6 +17,9 @@ from dil_cli.report.record import Record
 from dil_cli.report.runs import Damaged, Run
 from dil_cli.report.tables import WITH_INTERVAL, Cell, Column, Table, estimate_cell
 
+NAMED_VALUES = 4
+"""Values of a config key whose runs are named; of more, their runs are counted."""
+
 SHARE = Metric("share", "share", "share of pairs", -1, percent=True)
 SCORE = Metric("score", "score", "as the benchmark gives it", 1)
 
@@ -115,14 +118,22 @@ def config_table(runs: Sequence[Run], root: Path) -> Table | None:
             value = text(config[key]) if key in config else "not set"
             by_value.setdefault(value, []).append(shown(run.folder, root))
         ignored = any(key == other or key.startswith(f"{other}.") for other in NOT_IDENTITY)
-        values = "; ".join(f"{value} ({_runs(names)})" for value, names in by_value.items())
+        few = len(by_value) <= NAMED_VALUES
+        counts = {value: _runs(names) if few else f"{len(names)}" for value, names in by_value.items()}
+        values = "; ".join(f"{value} ({count})" for value, count in counts.items())
         rows.append((Cell(key), Cell("no" if ignored else "yes"), Cell(values)))
     columns = (
         Column("key", "config key", numeric=False),
         Column("in_hash", "in the run's hash", numeric=False),
         Column("values", "values and runs", numeric=False),
     )
-    return Table("config", "What differs between the runs", columns, tuple(rows), "All other keys are the same.")
+    return Table(
+        "config",
+        "What differs between the runs",
+        columns,
+        tuple(rows),
+        "In brackets the run, or how many runs. All other keys are the same.",
+    )
 
 
 def alarm_table(records: Sequence[Record], root: Path) -> Table | None:
