@@ -14,11 +14,16 @@ from dil_cli.errors import DilError
 COMMANDS = {
     "train": "train a policy on preference pairs and record its likelihood dynamics",
     "sweep": "train every combination of some values; finished runs are kept, the rest goes on",
+    "report": "tables, figures and one page from finished runs; compare two of them",
     "losses": "list the losses, explain one, draw their gradients",
     "cache": "list, verify and remove what runs keep for each other",
 }
 
-WITHOUT_CONFIG = {"losses": "dil_cli.catalogue.command", "cache": "dil_cli.cache.command"}
+WITHOUT_CONFIG = {
+    "report": "dil_cli.report.command",
+    "losses": "dil_cli.catalogue.command",
+    "cache": "dil_cli.cache.command",
+}
 """Commands that compose no config: `run(argv)` of their module does all, `--help` included."""
 
 HELP = f"""dil {__version__}: preference optimisation by direct imitation learning (arXiv 2503.05079)
@@ -34,6 +39,7 @@ examples:
   dil train loss=dpo loss.beta=0.05 seed=1      any value can be set
   dil train model=mistral7b data=ultrafeedback  the paper's 7B setting
   dil sweep loss=lsif,bce,ukl,dpo seed=0,1,2    twelve runs and a table; the same command again goes on
+  dil report outputs                            all finished runs: figures, intervals over seeds, what they show
   dil losses ukl                                what a loss is; dil losses lists all
   dil cache list                                the reference log-probs that runs share
 

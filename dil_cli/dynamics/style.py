@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import cycle
 
 PALETTE = {
@@ -44,3 +46,33 @@ def loss_styles(losses: Sequence[str]) -> dict[str, tuple[str, str]]:
     free += [(colour, dash) for dash in DASHES[1:] for colour in PALETTE.values()]
     others = cycle(free)
     return {loss: (LOSS_COLOURS[loss], "-") if loss in LOSS_COLOURS else next(others) for loss in dict.fromkeys(losses)}
+
+
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "d")
+
+
+@dataclass(frozen=True)
+class Line:
+    """How one series is drawn: by dash and marker, too, it is told from the others where print is grey."""
+
+    colour: str
+    dash: str
+    marker: str
+
+
+def series_lines(series: Sequence[tuple[str, str]]) -> dict[str, Line]:
+    """The line of each series of a report, (loss, label) each.
+
+    Series of one loss share its colour and differ by dash and marker, the first of them is drawn as the loss always is.
+    """
+    base = loss_styles([loss for loss, _ in series])
+    seen: Counter[str] = Counter()
+    lines: dict[str, Line] = {}
+    for i, (loss, label) in enumerate(dict.fromkeys(series)):
+        colour, dash = base[loss]
+        own = list(LOSS_COLOURS).index(loss) if loss in LOSS_COLOURS and not seen[loss] else i
+        lines[label] = Line(
+            colour, DASHES[(DASHES.index(dash) + seen[loss]) % len(DASHES)], MARKERS[own % len(MARKERS)]
+        )
+        seen[loss] += 1
+    return lines

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from statistics import fmean
 from typing import Literal
 
@@ -73,6 +74,7 @@ def seed_values(group: Group, metric: Metric) -> dict[int, float]:
     return {seed: float(value) for seed, value in values.items() if value is not None}
 
 
+@cache
 def estimate(group: Group, metric: Metric) -> Estimate | None:
     """The metric of a group; None where its runs have none, as demonstrations have no margin."""
     values = seed_values(group, metric)
@@ -85,6 +87,7 @@ def estimate(group: Group, metric: Metric) -> Estimate | None:
     return Estimate(Interval(mean, drawn.low, drawn.high, drawn.n), "pairs")
 
 
+@cache
 def difference(a: Group, b: Group, metric: Metric) -> Estimate | None:
     """The metric of a less that of b, seed by seed; over the pairs of the one seed where they share only one.
 

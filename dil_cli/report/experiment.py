@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from dil_cli.dynamics.style import LOSS_COLOURS
@@ -69,9 +70,11 @@ class Experiment:
         """What `group` is compared with: the baseline under otherwise the same values; None where that is not one."""
         if not self.baseline or self.is_baseline(group):
             return None
-        # With another loss come other settings of it: lsif has no beta.
-        theirs = {key.partition(".")[0] for key in self.baseline}
-        same = [i for i, key in enumerate(self.keys) if key.partition(".")[0] not in theirs]
+        # With another loss or model come other settings of it: lsif has no beta.
+        theirs = {key.partition(".")[0] for key in self.baseline if key in {"loss.name", "model.path"}}
+        same = [
+            i for i, key in enumerate(self.keys) if key not in self.baseline and key.partition(".")[0] not in theirs
+        ]
         found = [
             other
             for other in self.groups
@@ -104,7 +107,7 @@ def arrange(records: Sequence[Record], sweeps: Sequence[Sweep] = (), baseline: s
     for record in records:
         groups.setdefault(tuple(lookup(record, key) for key in keys), []).append(record)
     ordered = tuple(
-        Group(values, _label(keys, values, members[0]), tuple(sorted(members, key=lambda record: record.run.seed)))
+        Group(values, label(keys, values, members[0]), tuple(sorted(members, key=lambda record: record.run.seed)))
         for values, members in sorted(groups.items(), key=lambda item: tuple(map(_rank, item[0])))
     )
     numeric = [key for i, key in enumerate(keys) if _numeric([group.values[i] for group in ordered])]
@@ -125,12 +128,12 @@ def arrange(records: Sequence[Record], sweeps: Sequence[Sweep] = (), baseline: s
 
 def lookup(record: Record, key: str) -> Value:
     """A run's value of a config key; None where its config has none. `run` is its hash."""
-    if key == "run":
-        return record.run.hash
-    node: Any = record.run.config
-    for part in key.split("."):
-        node = node.get(part) if isinstance(node, Mapping) else None
-    return node if isinstance(node, str | int | float | bool | None) else json.dumps(node, sort_keys=True)
+    return record.run.hash if key == "run" else _config(record).get(key)
+
+
+@cache
+def _config(record: Record) -> dict[str, Value]:
+    return flat(record.run.config)
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Value]:
@@ -152,9 +155,19 @@ def short(key: str) -> str:
     )
 
 
+def label(keys: Sequence[str], values: Sequence[Value], record: Record) -> str:
+    """A group's values in a few words; its loss where it has none."""
+    parts = [
+        str(value) if key in {*FIRST, "name", "run"} else f"{short(key)} {'null' if value is None else text(value)}"
+        for key, value in zip(keys, values, strict=True)
+        if value is not None or not key.startswith("loss.")  # a loss need not have the setting, a null is one
+    ]
+    return ", ".join(parts) or record.run.loss
+
+
 def _keys(records: Sequence[Record], swept: Sequence[str]) -> tuple[list[str], list[str]]:
     """The fewest keys that tell the runs apart, up to the seed; and those that differ only along with these."""
-    configs = [flat(record.run.config) for record in records]
+    configs = [_config(record) for record in records]
     differ = sorted(
         key
         for key in set().union(*configs)
@@ -219,15 +232,6 @@ def _rank(value: Value) -> tuple[int, float, str]:
         return (1, float(value), "")
     order = list(LOSS_COLOURS)
     return (2, float(order.index(value) if value in order else len(order)), value)
-
-
-def _label(keys: Sequence[str], values: Sequence[Value], record: Record) -> str:
-    parts = [
-        str(value) if key in {*FIRST, "name", "run"} else f"{short(key)} {text(value)}"
-        for key, value in zip(keys, values, strict=True)
-        if value is not None
-    ]
-    return ", ".join(parts) or record.run.loss
 
 
 def text(value: Value) -> str:

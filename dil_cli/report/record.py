@@ -6,6 +6,7 @@ P probe pairs.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,12 +83,11 @@ def read_record(run: Run) -> Record:
         DilError: naming the file that is missing or damaged.
     """
     folder = RunFolder(run.folder)
-    rows = read_metrics(folder.metrics)
+    rows = read_rows(folder.metrics)
     probe = tuple(row for row in rows if row.get("probe/logps/chosen") is not None)
     if not probe:
         raise DilError("metrics.jsonl holds no probe measurement", str(folder.metrics))
-    rates = [row["pairs_per_s"] for row in rows if isinstance(row.get("pairs_per_s"), int | float)]
-    memory = [row["memory_gb"] for row in rows if isinstance(row.get("memory_gb"), int | float)]
+    rates, memory = ([row[key] for row in rows if _is_number(row.get(key))] for key in ("pairs_per_s", "memory_gb"))
     step = int((run.result or {})["end"]["step"])
     evals, notes = _read_evals(run.folder)
     return Record(
@@ -101,13 +101,36 @@ def read_record(run: Run) -> Record:
     )
 
 
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a `metrics.jsonl`, each with a step.
+
+    Raises:
+        DilError: when the file is missing or damaged.
+    """
+    if not path.is_file():
+        raise DilError("metrics.jsonl is missing", str(path))
+    try:
+        rows = read_metrics(path)
+    except DilError as error:
+        raise DilError(f"metrics.jsonl: {error.what}", str(path)) from error
+    if not all(_is_number(row.get("step")) for row in rows):
+        raise DilError("metrics.jsonl: a row has no step", str(path))
+    return rows
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _read_pairs(path: Path, reduction: str) -> Pairs:
     import pyarrow
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.read_table(path)
-        column = {name: np.asarray(table.column(name).to_numpy(), dtype=np.float64) for name in table.column_names}
+        with pyarrow.parquet.ParquetFile(path) as file:
+            table = file.read()
+        # Neither read_table nor to_numpy, which import pandas, and that takes as long as a hundred of these files.
+        column = {name: np.array(table.column(name).to_pylist(), dtype=np.float64) for name in table.column_names}
         return Pairs(
             row=column["row"].astype(np.int64),
             chosen_tokens=column["chosen_tokens"].astype(np.int64),
@@ -145,7 +168,7 @@ def _read_evals(folder: Path) -> tuple[dict[str, dict[str, float]], tuple[str, .
             numbers = {
                 str(name): float(value)
                 for name, value in record["metrics"].items()
-                if isinstance(value, int | float) and not isinstance(value, bool)
+                if _is_number(value) and math.isfinite(value)
             }
             evals[str(record["benchmark"])] = numbers
         except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -56,8 +56,7 @@ def read_run(folder: Path) -> Run:
         raise DilError("manifest.json holds no config", str(files.manifest), _FIX)
     try:
         if result is not None:
-            float(result["end"]["probe/logps/chosen"])
-            int(result["end"]["step"])
+            _check_result(result)
         return Run(
             folder=folder,
             name=str(config["name"]),
@@ -67,12 +66,12 @@ def read_run(folder: Path) -> Run:
             reduction=str((result or {}).get("reduction") or config["loss"].get("reduction", "-")),
             seed=int(config["seed"]),
             config=config,
-            manifest=manifest,
+            manifest={**manifest, "environment": dict(manifest.get("environment", {}))},
             result=result,
             status="done" if result is not None else "failed" if failure is not None else "unfinished",
             failure=failure,
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         what = f"no usable value of {error}" if isinstance(error, KeyError) else str(error)
         raise DilError(f"manifest.json or result.json is damaged: {what}", str(folder), _FIX) from error
 
@@ -134,6 +133,19 @@ def _walk(path: Path) -> Iterator[Path]:
         if "manifest.json" in files or "metrics.jsonl" in files:
             folders.clear()
             yield Path(here)
+
+
+def _check_result(result: dict[str, Any]) -> None:
+    """Raise KeyError, TypeError or ValueError for a result that a report could not read to its end."""
+    end = result["end"]
+    int(end["step"])
+    float(end["probe/logps/chosen"])
+    for name, value in end.items():
+        if value is not None and not isinstance(value, int | float):
+            raise ValueError(f"{name} is no number")
+    for alarm in result.get("alarms", []):
+        if not {"step", "name", "message"} <= alarm.keys():
+            raise ValueError("an alarm lacks its step, name or message")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

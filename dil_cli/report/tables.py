@@ -157,6 +157,20 @@ def latex(table: Table) -> str:
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", "\\end{table}", ""])
 
 
+def plain(table: Table) -> str:
+    """Aligned text for a terminal."""
+    texts = [[column.label for column in table.columns], *([cell.text for cell in row] for row in table.rows)]
+    widths = [max(len(row[i]) for row in texts) for i in range(len(table.columns))]
+    lines = [table.title]
+    for row in texts:
+        cells = (
+            value.rjust(width) if column.numeric else value.ljust(width)
+            for value, width, column in zip(row, widths, table.columns, strict=True)
+        )
+        lines.append(f"  {'  '.join(cells)}".rstrip())
+    return "\n".join([*lines, ""])
+
+
 FORMATS: dict[str, Callable[[Table], str]] = {"md": markdown, "csv": csv_text, "tex": latex}
 
 
