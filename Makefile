@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types tests losses-epoch losses-trl bench bench-quick tiny wheel clean
+.PHONY: help install demo test lint types tests losses-epoch losses-trl bench bench-quick faults tiny wheel clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,6 +63,9 @@ bench-quick: $(INSTALLED)  ## the same on a tiny model, to see that it runs (two
 	$(BIN)/python -m benchmarks.vs_trl --quick --out outputs/bench/quick
 	$(BIN)/python -m benchmarks.scaling --quick --out outputs/bench/quick
 	$(BIN)/python -m benchmarks.gpu --small --checkpointing on --out outputs/bench/quick
+
+faults: $(INSTALLED)  ## a sweep killed at 20 random moments ends in the same table (ten minutes)
+	DIL_KILLS=20 OMP_NUM_THREADS=1 $(BIN)/pytest --timeout 3600 tests/sweep -k killed
 
 tiny: $(INSTALLED)  ## make the bundled tiny model from nothing (half an hour)
 	$(BIN)/python recipes/make_tiny.py

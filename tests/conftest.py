@@ -100,7 +100,17 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def pairs_file(tmp_path: Path) -> Path:
     """40 short pairs over 20 prompts, in the schema prompt, chosen, rejected."""
-    path = tmp_path / "pairs.jsonl"
+    return write_pairs(tmp_path / "pairs.jsonl")
+
+
+@pytest.fixture
+def small_run(model_folder: Path, pairs_file: Path) -> list[str]:
+    """Overrides of a run that takes a second or two: 9 steps of 4 pairs (36 of 40, the rest is held out)."""
+    return overrides(model_folder, pairs_file)
+
+
+def write_pairs(path: Path) -> Path:
+    """The content of `pairs_file`."""
     rows = (
         {"prompt": f"{i // 2} plus {i % 7} is", "chosen": f"{i // 2 + i % 7}.", "rejected": f"{i} or so."}
         for i in range(40)
@@ -109,9 +119,8 @@ def pairs_file(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def small_run(model_folder: Path, pairs_file: Path) -> list[str]:
-    """Overrides of a run that takes a second or two: 9 steps of 4 pairs (36 of 40, the rest is held out)."""
+def overrides(model_folder: Path, pairs_file: Path) -> list[str]:
+    """What `small_run` is made of."""
     return [
         "model=local", f"model.path={model_folder}", "model.max_length=128", "model.max_prompt_length=64",
         "data=local", f"data.path={pairs_file}", "optim.lr=1e-3", "optim.batch_size=4", "probe.times=3",

@@ -10,13 +10,40 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from dil_cli.report.intervals import t_interval
+from tests.conftest import overrides, write_pairs
 
 GRID = ("loss=ukl,dpo", "seed=0,1", "optim.epochs=1", "tracker=none")
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A folder in which the grid was swept undisturbed, with output=whole, and the seconds that took."""
+
+    folder: Path
+    small_run: list[str]
+    seconds: float = 0.0
+
+    def command(self, name: str, *argv: str) -> list[str]:
+        return [sys.executable, "-m", "dil_cli", name, *self.small_run, *argv]
+
+    def dil(self, name: str, *argv: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(self.command(name, *argv), cwd=self.folder, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Whole:
+    folder = tmp_path_factory.mktemp("whole")
+    before = Whole(folder, overrides(model_folder, write_pairs(folder / "pairs.jsonl")))
+    started = time.monotonic()
+    done = before.dil("sweep", *GRID, "output=whole")
+    assert done.returncode == 0, done.stderr
+    return replace(before, seconds=time.monotonic() - started)
 
 
 def sweep_folder(output: Path) -> Path:
@@ -76,18 +103,17 @@ def test_all_combinations_end_in_one_table(dil_here, small_run, tmp_path: Path):
     assert results(output) == before
 
 
-def test_a_run_in_a_sweep_is_the_run_by_itself(dil, small_run, tmp_path: Path):
-    assert dil("sweep", *small_run, *GRID).returncode == 0
-    alone = dil("train", *small_run, "loss=dpo", "seed=1", *GRID[2:], "output=alone")
+def test_a_run_in_a_sweep_is_the_run_by_itself(whole: Whole):
+    alone = whole.dil("train", "loss=dpo", "seed=1", *GRID[2:], "output=alone")
     assert alone.returncode == 0, alone.stderr
-    (one,) = (tmp_path / "alone").glob("*/result.json")
-    other = tmp_path / "outputs" / one.parent.name / "result.json"
+    (one,) = (whole.folder / "alone").glob("*/result.json")
+    other = whole.folder / "whole" / one.parent.name / "result.json"
     numbers = [json.loads(path.read_text()) for path in (one, other)]
     for number in numbers:
         del number["train_seconds"]
     assert numbers[0] == numbers[1]
     # Four runs, one reference pass: its column is one file for the training pairs and one for the probe set.
-    assert len(list((tmp_path / "outputs" / "cache" / "reference").glob("*/*.parquet"))) <= 2
+    assert len(list((whole.folder / "whole" / "cache" / "reference").glob("*/*.parquet"))) <= 2
 
 
 def test_nothing_starts_while_a_job_is_wrong(dil_here, small_run, tmp_path: Path):
@@ -123,27 +149,24 @@ def test_the_same_run_twice_is_run_once(dil_here, small_run):
 @pytest.mark.parametrize(
     "launcher", [["joblib", "hydra.launcher.n_jobs=2"], ["submitit_local", "hydra.launcher.timeout_min=5"]]
 )
-def test_launchers_give_the_same_table(launcher, dil, small_run, tmp_path: Path):
-    assert dil("sweep", *small_run, *GRID, "output=here").returncode == 0
+def test_launchers_give_the_same_table(launcher, whole: Whole):
     name, option = launcher
-    done = dil("sweep", *small_run, *GRID, "output=there", f"hydra/launcher={name}", option)
+    done = whole.dil("sweep", *GRID, f"output={name}", f"hydra/launcher={name}", option)
     assert done.returncode == 0, done.stderr
-    assert rows(sweep_folder(tmp_path / "there")) == rows(sweep_folder(tmp_path / "here"))
+    assert rows(sweep_folder(whole.folder / name)) == rows(sweep_folder(whole.folder / "whole"))
 
 
-def test_killed_at_any_moment_it_ends_in_the_same_table(small_run, tmp_path: Path):
-    command = [sys.executable, "-m", "dil_cli", "sweep", *small_run, *GRID]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    started = time.monotonic()
-    subprocess.run([*command, "output=whole"], cwd=tmp_path, check=True, **quiet)
-    whole = time.monotonic() - started
+def test_killed_at_any_moment_it_ends_in_the_same_table(whole: Whole):
     moments = random.Random(0)
-    for _ in range(int(os.environ.get("DIL_KILLS", "2"))):
-        process = subprocess.Popen([*command, "output=torn"], cwd=tmp_path, start_new_session=True, **quiet)
-        time.sleep(whole * moments.uniform(0.3, 0.9))
+    for _ in range(int(os.environ.get("DIL_KILLS", "1"))):
+        process = subprocess.Popen(
+            whole.command("sweep", *GRID, "output=torn"),
+            cwd=whole.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        time.sleep(whole.seconds * moments.uniform(0.3, 0.9))
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    subprocess.run([*command, "output=torn"], cwd=tmp_path, check=True, **quiet)
+    assert whole.dil("sweep", *GRID, "output=torn").returncode == 0
     for name in ("table.csv", "table.md"):
-        torn = (sweep_folder(tmp_path / "torn") / name).read_bytes()
-        assert torn == (sweep_folder(tmp_path / "whole") / name).read_bytes()
+        torn = (sweep_folder(whole.folder / "torn") / name).read_bytes()
+        assert torn == (sweep_folder(whole.folder / "whole") / name).read_bytes()
