@@ -5,14 +5,17 @@ Shapes: R rows, T tokens of the longest row, N scored tokens, S responses, V voc
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
+from dil_cli.models.matmul import shape_step
 from dil_cli.models.packed_attention import PackRefused, check_called, set_stems
 from dil_cli.models.response_head import Head, token_logps
-from dil_cli.types import Pack
+from dil_cli.types import Pack, Stem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,14 +32,33 @@ def packed_logps(model: PreTrainedModel, pack: Pack) -> Tensor:
     head = Head.of(model)
     if head is None:
         raise PackRefused("its vocabulary head is not a linear layer")
-    set_stems(pack.stems)
+    row = _rounded(pack)
+    set_stems(row.stems)
     body: Any = model.base_model
     hidden_TD = body(
-        input_ids=pack.input_ids_T[None], position_ids=pack.positions_T[None], use_cache=False
+        input_ids=row.input_ids_T[None], position_ids=row.positions_T[None], use_cache=False
     ).last_hidden_state[0]
     check_called()
-    logps_N = token_logps(head, hidden_TD.index_select(0, pack.places_N), pack.targets_N)
+    logps_N = token_logps(head, hidden_TD.index_select(0, row.places_N), row.targets_N)[: len(pack.responses_N)]
     return logps_N.new_zeros(2 * pack.pairs).index_add(0, pack.responses_N, logps_N)
+
+
+def _rounded(pack: Pack) -> Pack:
+    """The pack with tokens and scored places added at its end, until their numbers are multiples of `shape_step`.
+
+    The added tokens see themselves only, and no log-prob of theirs is used: they change no value and no gradient.
+    """
+    step = shape_step(pack.input_ids_T.device)
+    tokens, places = -len(pack.input_ids_T) % step, -len(pack.targets_N) % step
+    added = (Stem(start=len(pack.input_ids_T), prompt=tokens, branches=()),) if tokens else ()
+    return replace(
+        pack,
+        input_ids_T=pad(pack.input_ids_T, (0, tokens)),
+        positions_T=torch.cat([pack.positions_T, torch.arange(tokens, device=pack.positions_T.device)]),
+        stems=(*pack.stems, *added),
+        places_N=pad(pack.places_N, (0, places)),
+        targets_N=pad(pack.targets_N, (0, places)),
+    )
 
 
 def padded_logps(model: PreTrainedModel, input_ids_RT: Tensor, attention_RT: Tensor, scored_RT: Tensor) -> Tensor:

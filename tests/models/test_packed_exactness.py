@@ -166,3 +166,22 @@ def test_scores_are_the_same_in_every_layout(layout: Layout):
     for side in ("chosen", "rejected"):
         mine_B, plain_B = (getattr(x, f"policy_{side}_B") for x in (scored, plain))
         torch.testing.assert_close(mine_B, plain_B, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", TAKE_PACKED_ROWS)
+def test_added_tokens_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch):
+    # Rows of a multiple of 32 tokens, as oneDNN gets them, and rows as they are.
+    model, batch = build(name), batch_of(random_pairs(7), 7)
+    compute = packed(model, 150)
+    rows: list[int] = []
+    model.get_input_embeddings().register_forward_hook(lambda module, inputs, output: rows.append(inputs[0].numel()))
+    found = []
+    for step in (1, 32):
+        monkeypatch.setattr("dil_cli.models.logps.shape_step", lambda device, step=step: step)
+        rows.clear()
+        accumulated = accumulate_gradient(model, DPO(beta=0.3), batch, compute)
+        assert any(tokens % 32 for tokens in rows) == (step == 1)
+        found.append((accumulated.loss_B, gradient_of(model)))
+    (loss_B, gradient), (rounded_B, rounded) = found
+    torch.testing.assert_close(rounded_B, loss_B, rtol=1e-5, atol=1e-6)
+    assert difference(rounded, gradient) < 1e-5
