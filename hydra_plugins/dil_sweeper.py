@@ -61,7 +61,8 @@ class DilSweeper(BasicSweeper):
             DilError: when a job is wrong, before any of them starts.
             RunFailed: at the end, when a job failed.
         """
-        from dil_cli.config.compose import compose_job
+        from dil_cli.config.compose import chosen_folder, compose_job
+        from dil_cli.errors import DilError
         from dil_cli.sweep.folder import About
         from dil_cli.sweep.run import run_sweep
 
@@ -71,6 +72,13 @@ class DilSweeper(BasicSweeper):
         # The command line comes last, so that its values take the place of the experiment's.
         parsed = parser.parse_overrides([*self._parse_config(), *arguments])
         grid = [tuple(words) for batch in self.split_arguments(parsed, None) for words in batch]
+        if not grid:
+            raise DilError("there is nothing to run: a list is empty", "dil sweep", "seed=range(0,3) is 0,1,2")
+        if chosen_folder(str(self.config.hydra.run.dir)) is not None:
+            raise DilError(
+                f"one folder for {len(grid)} runs", f"hydra.run.dir={self.config.hydra.run.dir}",
+                "output=DIR, in which every run has a folder of its own",
+            )  # fmt: skip
         swept = tuple(word.partition("=")[0] for i, word in enumerate(grid[0]) if len({words[i] for words in grid}) > 1)
         experiment = self.config.hydra.runtime.choices.get("experiment")
         about = About(

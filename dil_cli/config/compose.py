@@ -100,7 +100,9 @@ def run_command(command: str, argv: list[str]) -> int:
         # Hydra prints a line of its own before it re-raises what a job raises.
         try:
             config = to_dataclass(composed)
-            codes.append(import_module(f"dil_cli.{root}.run").run(config, chosen_folder()))
+            codes.append(
+                import_module(f"dil_cli.{root}.run").run(config, chosen_folder(str(HydraConfig.get().run.dir)))
+            )
         except DilError as error:
             if os.environ.get("DIL_TRACEBACK"):
                 raise
@@ -175,7 +177,6 @@ def to_dataclass(composed: DictConfig) -> schema.TrainConfig:
     return config
 
 
-def chosen_folder() -> Path | None:
+def chosen_folder(chosen: str) -> Path | None:
     """The folder of `hydra.run.dir=...`, or None when the run names its own."""
-    chosen = str(HydraConfig.get().run.dir)
     return None if chosen == OWN_FOLDER else Path(chosen).resolve()

@@ -15,7 +15,7 @@ from dil_cli.errors import DilError, RunFailed
 from dil_cli.files import write_json
 from dil_cli.sweep.folder import About, SweepFolder
 from dil_cli.sweep.plan import Job, plan
-from dil_cli.sweep.table import CAPTION, as_csv, group_jobs, markdown, rich_table
+from dil_cli.sweep.table import CAPTION, Group, as_csv, group_jobs, markdown, rich_table
 from dil_cli.tracking.summary import clock
 
 Outcome = int | BaseException
@@ -24,7 +24,7 @@ Outcome = int | BaseException
 
 @dataclass(frozen=True)
 class Launch:
-    """How jobs are started: `start(jobs, tags)` returns when they have ended, one outcome each, in their order.
+    """How jobs are started: `start(jobs)` returns when they have ended, one outcome each, in their order.
 
     `one_by_one` says that they share this process, so that they may as well be given one at a time.
     """
@@ -87,9 +87,12 @@ def _run_all(jobs: Sequence[Job], todo: Sequence[Job], launch: Launch) -> dict[s
             print(f" {_left(jobs)}", flush=True)
         try:
             outcomes = launch.start(batch)
-        except DilError:
-            raise
         except Exception as error:  # a worker was killed, and joblib or submitit gave the whole batch up
+            if not launch.one_by_one and not any(job.folder.path.is_dir() for job in batch):
+                raise DilError(
+                    f"the {launch.name} launcher starts nothing here: {error}", f"hydra/launcher={launch.name}",
+                    "hydra/launcher=basic, or run it where the launcher's commands are",
+                ) from error  # fmt: skip
             lost = [job for job in batch if job.state in {"to do", "stopped"}]
             print(f"the {launch.name} launcher stopped ({type(error).__name__}: {error})", file=sys.stderr, flush=True)
             if len(batch) > 1:
@@ -100,6 +103,8 @@ def _run_all(jobs: Sequence[Job], todo: Sequence[Job], launch: Launch) -> dict[s
         for job, outcome in zip(batch, outcomes, strict=True):
             if isinstance(outcome, BaseException):
                 failures[job.hash] = _note_crash(job, outcome)
+            elif outcome:
+                failures[job.hash] = _recorded(job) or f"it ended with exit code {outcome}, its error stands above"
         gc.collect()  # the last job's model, before the next one is loaded
     return failures
 
@@ -147,12 +152,12 @@ def _seconds(done: Sequence[Job]) -> Iterator[float]:
         yield float(json.loads(job.folder.result.read_text(encoding="utf-8"))["train_seconds"])
 
 
-def _show(groups: Sequence[object], folder: SweepFolder) -> None:
+def _show(groups: Sequence[Group], folder: SweepFolder) -> None:
     from rich.console import Console
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
     console.print()
-    console.print(rich_table(groups))  # type: ignore[arg-type]
+    console.print(rich_table(groups))
     console.print(CAPTION, soft_wrap=True)
     print(f"sweep  {folder.path}\nreport dil report {os.path.relpath(folder.path)}", flush=True)
 

@@ -147,6 +147,24 @@ def test_the_same_run_twice_is_run_once(dil_here, small_run):
 
 
 @pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["seed=range(0,0)"], 2, "error: there is nothing to run: a list is empty"),
+        (["seed=0,1", "hydra.run.dir=mine"], 2, "error: one folder for 2 runs\nwhere: hydra.run.dir=mine"),
+        (["seed=0,1", "hydra/launcher=joblob"], 2, "did you mean joblib?"),
+        (["seed=0,1", "hydra/launcher=slurm"], 2, "error: the slurm launcher starts nothing here: "),
+    ],
+)
+def test_wrong_ways_to_start_in_three_lines(words, code, said, dil_here, small_run, tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("PATH", "")  # no sbatch
+    ended, _, err = dil_here("sweep", *small_run, *words)
+    assert ended == code
+    assert said in err
+    assert len(err.strip().splitlines()) <= 3
+    assert not list(tmp_path.glob("outputs/*/manifest.json"))
+
+
+@pytest.mark.parametrize(
     "launcher", [["joblib", "hydra.launcher.n_jobs=2"], ["submitit_local", "hydra.launcher.timeout_min=5"]]
 )
 def test_launchers_give_the_same_table(launcher, whole: Whole):
