@@ -73,7 +73,14 @@ def test_there_are_files_to_check():
 
 def test_help_imports_nothing_heavy():
     heavy = ("torch", "hydra", "transformers", "datasets", "wandb", "numpy", "rich", "omegaconf", "yaml")
-    for argv in (["--help"], ["train", "--help"], ["losses", "--help"], ["cache", "--help"], ["report", "--help"]):
+    for argv in (
+        ["--help"],
+        ["train", "--help"],
+        ["sweep", "--help"],
+        ["losses", "--help"],
+        ["cache", "--help"],
+        ["report", "--help"],
+    ):
         code = f"""
 import sys
 sys.argv = ["dil", *{argv!r}]
