@@ -16,6 +16,7 @@ ALLOWED = {
     "errors": set(),
     "types": set(),
     "files": set(),
+    "options": {"errors"},
     "hub": {"errors"},
     "losses": {"errors", "types"},
     "config": {"errors", "types", "losses"},
@@ -28,11 +29,11 @@ ALLOWED = {
     "train": {
         "errors", "types", "files", "hub", "losses", "config", "data", "models", "artifacts", "dynamics", "tracking",
     },
-    "catalogue": {"errors", "types", "files", "losses", "config", "dynamics"},
+    "catalogue": {"errors", "options", "types", "files", "losses", "config", "dynamics"},
     # `dil cache verify` computes log-probs as a run does, on the device a run would choose.
-    "cache": {"errors", "types", "files", "hub", "config", "data", "models", "dynamics", "train"},
+    "cache": {"errors", "options", "types", "files", "hub", "config", "data", "models", "dynamics", "train"},
     # Reads files; neither losses nor models, so that it answers without torch.
-    "report": {"errors", "files", "artifacts", "dynamics", "tracking"},
+    "report": {"errors", "options", "files", "artifacts", "dynamics", "tracking"},
     # It checks what `dil train` would refuse, and its table has the report's intervals.
     "sweep": {"errors", "files", "config", "data", "models", "artifacts", "tracking", "report", "train"},
     "main": {"errors"},

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dil_cli.errors import DilError
+from dil_cli.options import split_options
 
 HELP = """dil cache: what runs keep for each other: list it, verify it, remove it
 
@@ -135,23 +136,14 @@ def parse(argv: Sequence[str]) -> Request:
     action, *words = argv
     if action not in ACTIONS:
         raise DilError(f"no action '{action}'", f"dil cache {action}", f"dil cache {'|'.join(ACTIONS)}")
-    keys: list[str] = []
-    options: dict[str, str] = {}
-    while words:
-        word = words.pop(0)
-        flag, equals, value = word.partition("=")
-        if not word.startswith("-"):
-            keys.append(word)
-        elif action not in BELONGS.get(flag, ()):
-            raise DilError(f"dil cache {action} has no option {flag}", f"dil cache {action} {word}", "dil cache --help")
-        elif flag in VALUES:
-            options[flag] = value if equals else words.pop(0) if words and not words[0].startswith("--") else ""
-            if not options[flag]:
-                raise DilError(f"{flag} needs a value", f"dil cache {action} {flag}", f"{flag} {VALUES[flag]}")
-        elif equals:
-            raise DilError(f"{flag} takes no value", f"dil cache {action} {word}", f"dil cache {action} {flag}")
-        else:
-            options[flag] = ""
+    for word in words:
+        if word.startswith("--") and action not in BELONGS.get(word.partition("=")[0], ()):
+            raise DilError(
+                f"dil cache {action} has no option {word.partition('=')[0]}",
+                f"dil cache {action} {word}",
+                "dil cache --help",
+            )
+    keys, options = split_options(f"dil cache {action}", words, VALUES, BELONGS.keys() - VALUES.keys())
     if len(keys) > (0 if action == "list" else 1):
         extra = keys[-1]
         raise DilError(f"'{extra}' is too much", f"dil cache {' '.join(argv)}", f"dil cache {action}")

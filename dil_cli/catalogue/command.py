@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dil_cli.errors import DilError
+from dil_cli.options import split_options
 
 HELP = """dil losses: list the losses, explain one, draw their gradients
 
@@ -62,25 +63,8 @@ def run(argv: Sequence[str]) -> int:
 def _parse(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """Names and options with their values."""
     takes_a_value = {"--plot": "lsif,ukl,dpo", "--out": "losses.png", "--config-dir": "./myconf"}
-    names: list[str] = []
-    options: dict[str, str] = {}
-    words = list(argv)
-    while words:
-        word = words.pop(0)
-        flag, equals, value = word.partition("=")
-        if flag in takes_a_value:
-            given = value if equals else words.pop(0) if words and not words[0].startswith("-") else ""
-            if not given:
-                raise DilError(
-                    f"{flag} needs a value", f"dil losses {flag}", f"dil losses {flag} {takes_a_value[flag]}"
-                )
-            options[flag] = given
-        elif word == "--markdown":
-            options[word] = ""
-        elif word.startswith("-"):
-            raise DilError(f"no option {word}", f"dil losses {word}", "dil losses --help")
-        elif not word.startswith("allow_custom="):
-            names.append(word)
+    words, options = split_options("dil losses", argv, takes_a_value, {"--markdown"})
+    names = [word for word in words if not word.startswith("allow_custom=")]
     _check(names, options)
     return names, options
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dil_cli.errors import DilError
+from dil_cli.options import split_options
 
 HELP = """dil report: run folders in, one page with figures and tables out
 
@@ -90,22 +91,8 @@ def parse(argv: Sequence[str]) -> Request:
     Raises:
         DilError: for what would be passed over.
     """
-    words = list(argv)
-    paths: list[Path] = []
-    options: dict[str, str] = {}
-    while words:
-        word = words.pop(0)
-        flag, equals, value = word.partition("=")
-        if not word.startswith("-"):
-            paths.append(Path(word))
-        elif flag in VALUES:
-            options[flag] = value if equals else words.pop(0) if words and not words[0].startswith("--") else ""
-            if not options[flag]:
-                raise DilError(f"{flag} needs a value", f"dil report {flag}", f"{flag} {VALUES[flag]}")
-        elif word == "--compare":
-            options[word] = ""
-        else:
-            raise DilError(f"no option {word}", f"dil report {word}", "dil report --help")
+    words, options = split_options("dil report", argv, VALUES, {"--compare"})
+    paths = [Path(word) for word in words]
     shown = f"dil report {' '.join(argv)}"
     if "--compare" in options:
         if len(paths) != 2:
