@@ -143,7 +143,9 @@ def _missing_choice(error: MissingConfigException, command: str, argv: Sequence[
         # experiment=quick/NAME, which Hydra takes apart into experiment/quick and NAME; not hydra/launcher=NAME.
         group, choice = outer, f"{inner}/{choice}"
         options = list(choices([conf_dir(), *config_dirs(argv)], group))
-    close = get_close_matches(choice, options, n=1)
+    close = [option for option in options if choice and option.startswith(choice)] or get_close_matches(
+        choice, options, n=1
+    )
     word = next((w for w in argv if w.startswith(f"{group}=")), f"{group}={choice}")
     if not options:
         return DilError(f"no '{choice}' in {group}, which has no choices", f"dil {command} {word}", "--config-dir DIR")

@@ -152,6 +152,7 @@ def test_the_same_run_twice_is_run_once(dil_here, small_run):
         (["seed=range(0,0)"], 2, "error: there is nothing to run: a list is empty"),
         (["seed=0,1", "hydra.run.dir=mine"], 2, "error: one folder for 2 runs\nwhere: hydra.run.dir=mine"),
         (["seed=0,1", "hydra/launcher=joblob"], 2, "did you mean joblib?"),
+        (["experiment=fig2"], 2, "did you mean fig2_dynamics?"),
         (["seed=0,1", "hydra/launcher=slurm"], 2, "error: the slurm launcher starts nothing here: "),
     ],
 )
