@@ -1,7 +1,8 @@
 """Tab completion: `eval "$(dil -sc install=bash)"`, zsh alike; fish: `dil -sc install=fish | source`.
 
-The shell asks `dil -sc query=SHELL` with its line in COMP_LINE. Commands, groups and their choices are answered from
-file names, at once; keys such as `optim.lr=` by Hydra, which composes the config for them.
+The shell asks `dil -sc query=SHELL` with its line up to the cursor in COMP_LINE, and gets a candidate a line. Commands,
+groups and their choices are answered from file names, at once; keys such as `optim.lr=` by Hydra, which composes the
+config for them. The scripts are ours: Hydra's takes `=` out of the user's COMP_WORDBREAKS, and has none for zsh alone.
 """
 
 from __future__ import annotations
@@ -17,8 +18,44 @@ from dil_cli.config.help import default_choices, root_config
 from dil_cli.config.paths import conf_dir, config_dirs
 from dil_cli.errors import DilError
 
-SHELLS = ("bash", "zsh", "fish")
 OPTIONS = ("--help", "--cfg", "--config-dir", "--info")
+SCRIPTS = {
+    "bash": r"""
+_dil() {
+    local IFS=$'\n' line="${COMP_LINE:0:COMP_POINT}"
+    local word="${line##* }"
+    COMPREPLY=($(COMP_LINE="$line" "${COMP_WORDS[0]}" -sc query=bash 2>/dev/null))
+    [[ "${COMPREPLY[*]}" == *=* ]] && compopt -o nospace  # a value or a comma may follow
+    # readline replaces only what follows the last of its word breaks
+    [[ $COMP_WORDBREAKS == *=* ]] && COMPREPLY=("${COMPREPLY[@]#"${word%"${word##*=}"}"}")
+}
+complete -o default -F _dil dil
+""",
+    "zsh": r"""
+(( $+functions[compdef] )) || { autoload -Uz compinit && compinit; }
+_dil() {
+    local -a found
+    local end=' '
+    found=(${(f)"$(COMP_LINE="$LBUFFER" $words[1] -sc query=zsh 2>/dev/null)"})
+    [[ "$found" == *=* ]] && end=''  # a value or a comma may follow
+    if (( $#found )); then compadd -S "$end" -- $found; else _files; fi
+}
+compdef _dil dil
+""",
+    "fish": r"""
+function __dil
+    set -l line (commandline -cp)
+    set -l found (COMP_LINE="$line" command dil -sc query=fish 2>/dev/null)
+    if test (count $found) -gt 0
+        printf '%s\n' $found
+    else
+        __fish_complete_path (commandline -ct)
+    end
+end
+complete -c dil -f -a '(__dil)'
+""",
+}
+FORGET = {"bash": "complete -r dil", "zsh": "compdef -d dil", "fish": "complete -e -c dil"}
 
 
 def run(argv: Sequence[str], commands: Sequence[str], with_config: Sequence[str]) -> int:
@@ -33,17 +70,17 @@ def run(argv: Sequence[str], commands: Sequence[str], with_config: Sequence[str]
         DilError: for another word than these.
     """
     action, _, shell = "".join(argv[:1]).partition("=")
-    if action not in {"install", "uninstall", "query"} or shell not in SHELLS:
+    if action not in {"install", "uninstall", "query"} or shell not in SCRIPTS:
         raise DilError(
-            f"no completion '{' '.join(argv)}'; shells: {', '.join(SHELLS)}",
+            f"no completion '{' '.join(argv)}'; shells: {', '.join(SCRIPTS)}",
             "dil -sc",
             'eval "$(dil -sc install=bash)"',
         )
     if action == "query":
-        found = candidates(os.environ.get("COMP_LINE", ""), commands, with_config)
-        print(("\n" if shell == "fish" else " ").join(found))
+        for candidate in candidates(os.environ.get("COMP_LINE", ""), commands, with_config):
+            print(candidate)
     else:
-        print(_hydra(["-sc", f"{action}={'bash' if shell == 'zsh' else shell}"]), end="")
+        print(SCRIPTS[shell].strip() if action == "install" else FORGET[shell])
     return 0
 
 

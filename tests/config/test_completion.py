@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import pty
+import re
+import select
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -39,11 +49,64 @@ def test_groups_of_a_user(tmp_path: Path):
     assert candidates(f"dil train --config-dir {tmp_path}/mine loss=z", COMMANDS, WITH_CONFIG) == ["loss=zebra"]
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_scripts_for_shells(shell, dil_here):
-    code, out, err = dil_here("-sc", f"install={shell}")
-    assert code == 0, err
-    assert ("complete -c dil" if shell == "fish" else "hydra_bash_completion dil") in out
+STARTS = {
+    "bash": ["bash", "--norc", "--noprofile", "-i"],
+    "zsh": ["zsh", "-f", "-i"],
+    "fish": ["fish", "--no-config", "-i"],
+}
+INSTALL = {
+    "bash": 'eval "$(dil -sc install=bash)"',
+    "zsh": 'autoload -Uz compinit; compinit -u; eval "$(dil -sc install=zsh)"',
+    "fish": "dil -sc install=fish | source",
+}
+
+
+@pytest.mark.parametrize("shell", STARTS)
+def test_tab_in_a_real_shell(shell, tmp_path: Path):
+    """What a person sees who types a word's beginning and TAB; zsh and fish where the machine has them."""
+    if shutil.which(shell) is None:
+        pytest.skip(f"no {shell} here")
+    (tmp_path / "conf" / "loss").mkdir(parents=True)
+    (tmp_path / "conf" / "loss" / "zebra.yaml").write_text("")
+    (tmp_path / "runs").mkdir()
+    with terminal(STARTS[shell], tmp_path) as typed:
+        typed(f"{INSTALL[shell]}; echo rea''dy\n", "ready")
+        for begun, whole in (
+            ("dil tr", "dil train "),
+            ("dil train lo", "dil train loss="),
+            ("dil sweep loss=lsif,jef", "dil sweep loss=lsif,jeffreys"),
+            ("dil train --config-dir conf loss=ze", "dil train --config-dir conf loss=zebra"),
+            ("dil train loss=ukl optim.sch", "dil train loss=ukl optim.schedule="),
+            ("dil report ru", "dil report runs/"),
+        ):
+            typed(f"{begun}\t", whole)
+            typed("\x15", "")
+
+
+@contextmanager
+def terminal(command: list[str], folder: Path) -> Iterator[Callable[[str, str], None]]:
+    """A shell in a terminal of its own: `typed(keys, text)` waits until it shows the text."""
+    pid, screen = pty.fork()
+    if pid == 0:
+        os.chdir(folder)
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        os.execvpe(command[0], command, {"PATH": path, "HOME": str(folder), "TERM": "xterm", "PS1": "$ "})
+
+    def typed(keys: str, text: str) -> None:
+        os.write(screen, keys.encode())
+        shown, end = "", time.monotonic() + 30
+        while text not in shown or not text:
+            if not select.select([screen], [], [], 0.2 if not text else max(0.0, end - time.monotonic()))[0]:
+                assert not text, f"after {keys!r}: {shown!r} and not {text!r}"
+                return
+            shown += re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", os.read(screen, 65536).decode(errors="replace"))
+
+    try:
+        yield typed
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(screen)
 
 
 def test_another_shell_is_refused(dil_here):
