@@ -94,11 +94,13 @@ def run_command(command: str, argv: list[str]) -> int:
     sys.argv = [f"dil {command}", *overrides, *options]
     codes: list[int] = []
     begun: list[DictConfig] = []
+    own_code = dict(custom.LOADED)
 
     def job(composed: DictConfig) -> int:
         begun.append(composed)
         # Hydra prints a line of its own before it re-raises what a job raises.
         try:
+            custom.adopt(own_code)  # the job of a parallel sweep is another process
             config = to_dataclass(composed)
             codes.append(
                 import_module(f"dil_cli.{root}.run").run(config, chosen_folder(str(HydraConfig.get().run.dir)))

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import linecache
+import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
@@ -21,8 +23,11 @@ from dil_cli.losses import registry
 from dil_cli.losses.any_convex import FUNCTIONS
 from dil_cli.losses.check import raised_in
 
-MODULES = "dil_custom."
+MODULES = "dil_cli.own."
 """Prefix of the modules that the files become."""
+
+FOLDERS = "DIL_OWN_CODE"
+"""Environment variable in which the processes of a parallel sweep find their folders (`dil_cli/own`)."""
 
 LOADED: dict[str, str] = {}
 """File, as loss/mine.py, to the sha256 of its text; a run with these files is another run once they change."""
@@ -46,6 +51,7 @@ def load(argv: Sequence[str]) -> None:
         DilError: for a file that cannot be run or registers nothing, and when there is nothing to allow.
     """
     LOADED.clear()
+    os.environ.pop(FOLDERS, None)
     for names in (registry.LOSSES, FUNCTIONS):
         for name in [name for name, thing in names.items() if thing.__module__.startswith(MODULES)]:
             del names[name]
@@ -64,6 +70,22 @@ def load(argv: Sequence[str]) -> None:
     print(f"notice: code from outside the package runs: {', '.join(map(str, found))}", file=sys.stderr)
     for path in found:
         _run(path)
+    os.environ[FOLDERS] = os.pathsep.join(dict.fromkeys(str(path.resolve().parent) for path in found))
+
+
+def adopt(loaded: Mapping[str, str]) -> None:
+    """Run what the sweep that started this process has run; nothing where that is this process.
+
+    Raises:
+        DilError: when a file has changed in between.
+    """
+    for name, digest in loaded.items():
+        if name in LOADED:
+            continue
+        file = Path(str(import_module(MODULES + Path(name).stem).__file__))
+        if hashlib.sha256(file.read_bytes()).hexdigest() != digest:
+            raise DilError(f"{name} has changed since the sweep began", str(file), "give the sweep's command again")
+        LOADED[name] = digest
 
 
 def refusal(name: str, argv: Sequence[str]) -> DilError | None:
@@ -110,4 +132,4 @@ def _run(path: Path) -> None:
             where=str(path),
             fix="put @register above the loss's class, or @convex above the function",
         )
-    LOADED[f"{path.parent.name}/{path.name}"] = hashlib.sha256(text.encode()).hexdigest()
+    LOADED[f"{path.parent.name}/{path.name}"] = hashlib.sha256(path.read_bytes()).hexdigest()

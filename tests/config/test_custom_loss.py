@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from dil_cli.config import custom
+from dil_cli.errors import DilError
 from dil_cli.losses import LOSSES
 from dil_cli.losses.any_convex import FUNCTIONS
 
@@ -46,6 +47,31 @@ def test_the_documented_example_trains_in_a_process_of_its_own(folder, dil, smal
     assert manifest["loss_at_reference"] == pytest.approx(0.25)
     assert not list(folder.glob("__pycache__"))
     assert sorted(path.name for path in folder.iterdir()) == ["soft_hinge.py", "soft_hinge.yaml"]
+
+
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_it_is_swept_in_other_processes(launcher, folder, dil, small_run, tmp_path):
+    (folder / "pearson.py").write_text(CONVEX)
+    (folder / "pearson.yaml").write_text("defaults:\n  - bregman\n\nh: pearson\n")
+    done = dil("sweep", *ALLOWED, "loss=soft_hinge,pearson", *small_run, "data.limit=12", f"hydra/launcher={launcher}")
+    assert done.returncode == 0, done.stderr
+    manifests = [json.loads(path.read_text()) for path in (tmp_path / "outputs").glob("*/manifest.json")]
+    assert [manifest["config"]["custom_sha256"].keys() for manifest in manifests] == [
+        {"loss/soft_hinge.py", "loss/pearson.py"}
+    ] * 2
+    assert len(list((tmp_path / "outputs").glob("*/result.json"))) == 2
+    assert not list(folder.glob("__pycache__"))
+
+
+def test_a_file_changed_under_a_waiting_job_is_refused(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    custom.load(ALLOWED)
+    sent = dict(custom.LOADED)
+    custom.adopt(sent)
+    custom.LOADED.clear()  # as it is in another process
+    (folder / "soft_hinge.py").write_text(PYTHON + "\n")
+    with pytest.raises(DilError, match=r"loss/soft_hinge.py has changed since the sweep began"):
+        custom.adopt(sent)
 
 
 def test_help_and_config_know_it(folder, dil_here):
