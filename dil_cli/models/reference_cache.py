@@ -7,6 +7,7 @@ never changed: jobs that run at once add files beside each other, and a file tha
 
     <output>/cache/reference/<key of the reference>/reference.json
                                                     column-<sha256 of the file>.safetensors
+                             <key of the reference>.lock, while a job computes values of it
 
 Shape suffixes: N responses of a file, S of them with their ids in it, for `dil cache verify`.
 """
@@ -15,8 +16,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -136,11 +137,36 @@ class ReferenceCache:
             parameters: their number, for `dil cache list`.
         """
         self.folder, self.reference = root / reference.key, reference
+        self.lock = root / f"{reference.key}.lock"
         self.model, self.parameters = model, parameters
         self.values: dict[bytes, float] = {}
         self.notices: list[str] = []
         self._writable = True
+        self._seen: set[Path] = set()
         self._read()
+
+    @contextmanager
+    def alone(self, wait: Callable[[], AbstractContextManager[object]]) -> Iterator[None]:
+        """While this lasts no other job computes values of this reference; what others stored before is read.
+
+        The system lets go of the lock of a process that dies. Where a file cannot be locked, jobs compute side by side.
+
+        Args:
+            wait: gives the context in which another job is waited for.
+        """
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(self.lock)
+        with ExitStack() as held:
+            with suppress(OSError, NotImplementedError):
+                try:
+                    held.enter_context(lock.acquire(blocking=False))
+                except Timeout:
+                    with wait():
+                        held.enter_context(lock.acquire())
+                held.callback(self.lock.unlink, missing_ok=True)
+            self._read()
+            yield
 
     def store(self, scored: Sequence[Scored]) -> None:
         """Keep the finite ones, as one new file; a folder that cannot be written is said once."""
@@ -162,7 +188,8 @@ class ReferenceCache:
 
     def _read(self) -> None:
         faults: dict[Path, str] = {}
-        for path in column_files(self.folder):
+        for path in [path for path in column_files(self.folder) if path not in self._seen]:
+            self._seen.add(path)
             try:
                 self.values.update(read_column(path, self.reference.key).items())
             except FileNotFoundError:
@@ -173,7 +200,7 @@ class ReferenceCache:
                     path.rename(path.with_name(path.name + DAMAGED))
             except OSError as error:
                 faults[path] = f"it cannot be read: {error.strerror or error}"
-        if self.values:
+        if self.values and self._writable:
             self._write(())  # the record, should it be gone
         mark_used(self.folder / RECORD)
         if faults:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -150,11 +152,16 @@ class Run:
     def _column(self, name: str, pairs: Sequence[TokenisedPair], cache: ReferenceCache) -> PairLogps:
         """The starting model's log-probs, from the cache as far as it has them."""
         found = look_up(pairs, cache)
-        if found.missing:
-            with self.console.phase(name, len(found.missing)) as phase:
-                column = complete(found, self.model, self.compute, cache, phase.advance)
-        else:
-            column = complete(found, self.model, self.compute, cache)
+        with ExitStack() as alone:
+            if found.missing:
+                waiting = partial(self.console.phase, f"{name}: another run computes them, waiting", None)
+                alone.enter_context(cache.alone(waiting))
+                found = look_up(pairs, cache)
+            if found.missing:
+                with self.console.phase(name, len(found.missing)) as phase:
+                    column = complete(found, self.model, self.compute, cache, phase.advance)
+            else:
+                column = complete(found, self.model, self.compute, cache)
         self.console.note(f"{name}: {found.describe()}")
         while cache.notices:
             self.console.note(cache.notices.pop(0))

@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+import subprocess
+import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +89,31 @@ def test_values_that_are_not_finite_are_not_kept(tmp_path: Path):
     assert not cache.folder.exists()
     cache.store([*bad, *scored(3)])
     assert cache.values.keys() == opened(tmp_path).values.keys() == {scored(3)[0].key}
+
+
+def test_one_job_computes_while_others_wait_and_a_killed_one_lets_go(tmp_path: Path):
+    cache, waited = opened(tmp_path), []
+    hold = "import filelock, sys\nwith filelock.FileLock(sys.argv[1]):\n    print(flush=True)\n    sys.stdin.read()"
+    owner = subprocess.Popen(
+        [sys.executable, "-c", hold, str(cache.lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert owner.stdout is not None
+    owner.stdout.readline()
+    opened(tmp_path).store(scored(1))
+
+    @contextmanager
+    def wait():
+        waited.append(dict(cache.values))
+        owner.kill()
+        yield
+
+    with cache.alone(wait):
+        assert cache.values == values_of(scored(1))
+    with cache.alone(wait):
+        pass
+    assert waited == [{}]
+    assert not cache.lock.exists()
+    owner.communicate()
 
 
 def test_a_sample_of_ids_is_in_the_file(tmp_path: Path):
