@@ -173,8 +173,6 @@ def test_launchers_give_the_same_table(launcher, whole: Whole):
     done = whole.dil("sweep", *GRID, f"output={name}", f"hydra/launcher={name}", option)
     assert done.returncode == 0, done.stderr
     assert rows(sweep_folder(whole.folder / name)) == rows(sweep_folder(whole.folder / "whole"))
-    if name == "joblib":  # its processes share our stdout: one of them computed, the others waited or found it
-        assert done.stdout.count("reference log-probs: all") == 1
 
 
 def test_killed_at_any_moment_it_ends_in_the_same_table(whole: Whole):

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -166,6 +167,23 @@ def test_a_cached_run_is_the_same_run(train, passes):
         json.loads(Path(name, "manifest.json").read_text())["reference_sha256"] for name in ("first", "cached")
     }
     assert len(fingerprints) == 1
+
+
+def test_a_run_waits_for_the_one_that_computes_the_column(train, small_run, tmp_path: Path):
+    train("loss=lsif")
+    (folder,) = (tmp_path / "outputs" / "cache" / "reference").iterdir()
+    files = [path.rename(tmp_path / path.name) for path in column_files(folder)]
+    with FileLock(f"{folder}.lock"):  # as the run that computes has it
+        waiting = subprocess.Popen(
+            [sys.executable, "-m", "dil_cli", "train", *small_run, "probe.times=1", "loss=dpo"],
+            cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        assert any("probe set at step 0: another run computes them, waiting" in line for line in waiting.stdout)
+        for path in files:
+            path.rename(folder / path.name)
+    out, _ = waiting.communicate(timeout=120)
+    assert waiting.returncode == 0, out
+    assert "reference log-probs: 36 of 36 pairs from the cache" in out
 
 
 def test_a_damaged_file_is_said_and_computed_again(train, passes, tmp_path: Path):
