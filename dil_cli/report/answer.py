@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from dil_cli.report import numerics
 from dil_cli.report.estimates import BY_KEY, Metric, difference, estimate
 from dil_cli.report.experiment import Experiment, Group, lookup, short, text
+from dil_cli.report.runs import Run
 from dil_cli.report.series import settings
 from dil_cli.report.wording import Places, listed
 
@@ -31,10 +33,21 @@ class Answer:
     limits: tuple[str, ...]
 
 
-def answer(experiment: Experiment, questions: Sequence[str] = ()) -> Answer:
-    """The answer to the sweep's question, or to the one that the runs themselves pose."""
+def answer(experiment: Experiment, questions: Sequence[str] = (), runs: Sequence[Run] = ()) -> Answer:
+    """The answer to the sweep's question, or to the one that the runs themselves pose.
+
+    Args:
+        experiment: the finished runs.
+        questions: of the sweeps.
+        runs: all runs, the failed ones among them.
+    """
     places = Places(experiment)
-    findings = [*_directions(experiment, places), *_against_baseline(experiment, places), *_claim(experiment, places)]
+    findings = [
+        *numerics.findings(experiment, places, runs),
+        *_directions(experiment, places),
+        *_against_baseline(experiment, places),
+        *_claim(experiment, places),
+    ]
     return Answer(" ".join(questions) or _question(experiment), tuple(findings), tuple(_limits(experiment)))
 
 
@@ -56,12 +69,13 @@ def _directions(experiment: Experiment, places: Places) -> list[str]:
         (MARGIN, "The margin", "grew", "shrank"),
     ):
         kept = [(group, found) for group in experiment.groups if (found := estimate(group, metric)) is not None]
-        parts = []
-        for sign, verb in ((-1, down), (1, up)):
-            moved = [(group, found.mean) for group, found in kept if found.sign() == sign]
-            parts += [f"{verb} under {places.with_numbers(moved, metric)}"] if moved else []
+        moved: list[tuple[str, list[tuple[Group, float | None]]]] = [
+            (f"{verb} under", [(group, found.mean) for group, found in kept if found.sign() == sign])
+            for sign, verb in ((-1, down), (1, up))
+        ]
         unclear = [group for group, found in kept if found.sign() == 0 and found.interval.low is not None]
-        parts += [f"no change was seen under {places.named(unclear)}"] if unclear else []
+        moved.append(("no change was seen under", [(group, None) for group in unclear]))
+        parts = places.told(moved, metric)
         without = [group for group, found in kept if found.interval.low is None]
         parts += [f"nothing can be said of {places.named(without)}, for want of an interval"] if without else []
         sentences += [f"{subject} {'; '.join(parts)}."] if parts else []
@@ -83,12 +97,13 @@ def _against_baseline(experiment: Experiment, places: Places) -> list[str]:
         ),
     ):
         gaps = [(group, gap) for group, partner in pairs if (gap := difference(group, partner, metric)) is not None]
-        parts = []
-        for sign, words in ((1, more), (-1, less)):
-            apart = [(group, gap.mean) for group, gap in gaps if gap.sign() == sign]
-            parts += [f"{words} {places.with_numbers(apart, metric, signed=True)}"] if apart else []
+        apart: list[tuple[str, list[tuple[Group, float | None]]]] = [
+            (words, [(group, gap.mean) for group, gap in gaps if gap.sign() == sign])
+            for sign, words in ((1, more), (-1, less))
+        ]
         unclear = [group for group, gap in gaps if gap.sign() == 0 and gap.interval.low is not None]
-        parts += [f"no difference was seen for {places.named(unclear)}"] if unclear else []
+        apart.append(("no difference was seen for", [(group, None) for group in unclear]))
+        parts = places.told(apart, metric, signed=True)
         if parts:
             sentences.append(f"Compared with {baseline}, {'; '.join(parts)}.")
     return sentences

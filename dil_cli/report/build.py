@@ -14,6 +14,7 @@ from dil_cli.report import more_tables
 from dil_cli.report.answer import Answer, answer
 from dil_cli.report.experiment import Experiment, arrange, short
 from dil_cli.report.figure import Figure
+from dil_cli.report.numerics import numerics_table
 from dil_cli.report.page import Section, page
 from dil_cli.report.panels import figures
 from dil_cli.report.record import Record, read_records
@@ -59,7 +60,9 @@ def build(paths: Sequence[Path], out: Path | None, baseline: str | None, formats
     check_writable(folder)
     tables = _tables(material)
     drawn = figures(material.experiment)
-    answered = answer(material.experiment, [sweep.question for sweep in material.sweeps if sweep.question])
+    answered = answer(
+        material.experiment, [sweep.question for sweep in material.sweeps if sweep.question], material.runs
+    )
     try:
         _write_tables(folder, tables, [ending for ending in formats if ending in FORMATS])
         _write_figures(folder, drawn, tuple(ending for ending in formats if ending in FIGURE_FORMATS))
@@ -115,6 +118,7 @@ def _tables(material: Material) -> dict[str, Table]:
         final_table(experiment),
         difference_table(experiment),
         more_tables.lost_table(experiment),
+        numerics_table(experiment),
         more_tables.eval_table(experiment),
         more_tables.cost_table(records, root),
         more_tables.config_table([record.run for record in records], root),
@@ -138,6 +142,7 @@ def _sections(material: Material, tables: dict[str, Table], drawn: Sequence[Figu
         section("numbers", "Final numbers", ["final", "differences", "figure:final"]),
         section("pair-by-pair", "Pair by pair", ["figure:pairs", "pairs"]),
         section("across", f"Over {short(x) if x else ''}", ["figure:across"]),
+        section("numerics", "Guard and gradient", ["numerics", "figure:numerics"]),
         section("evals", "Evaluations", ["evaluations"]),
         section("costs", "Costs", ["costs"]),
         section("config", "Config", ["config"], *([] if "config" in tables else ["No config key differs."])),
@@ -191,8 +196,10 @@ def _hash(runs: Sequence[Run]) -> str:
     return hashlib.sha256(" ".join(sorted(run.hash for run in runs)).encode()).hexdigest()[:8]
 
 
-TABLE_NAMES = ("final", "differences", "pairs", "evaluations", "costs", "config", "alarms", "environment", "left_out")
-FIGURE_NAMES = ("dynamics", "final", "pairs", "across")
+TABLE_NAMES = (
+    "final", "differences", "pairs", "numerics", "evaluations", "costs", "config", "alarms", "environment", "left_out",
+)  # fmt: skip
+FIGURE_NAMES = ("dynamics", "final", "pairs", "across", "numerics")
 
 
 def _write_tables(folder: Path, tables: dict[str, Table], endings: Sequence[str]) -> None:

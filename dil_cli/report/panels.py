@@ -15,6 +15,7 @@ from dil_cli.report.curves import Curve, lost_by_length, over_steps, over_x, sha
 from dil_cli.report.estimates import BY_KEY, METRICS, Metric, estimate, seed_values
 from dil_cli.report.experiment import Experiment, Group, short
 from dil_cli.report.figure import Figure, Panel
+from dil_cli.report.numerics import gradient_curve, guard_curve
 from dil_cli.report.series import Setting, along_x, lines, settings, shown
 from dil_cli.report.tables import MINUS, number
 
@@ -43,7 +44,7 @@ def figures(experiment: Experiment) -> list[Figure]:
     every = settings(experiment)
     found = [_dynamics(experiment, every, looks), _dots(experiment, looks), _pairs(every, looks)]
     across = _across(experiment, looks)
-    return [*found, across] if across is not None else found
+    return [*found, *([across] if across is not None else []), _numerics(every, looks)]
 
 
 def _dynamics(experiment: Experiment, every: list[Setting], looks: Mapping[str, Line]) -> Figure:
@@ -156,6 +157,43 @@ def _across(experiment: Experiment, looks: Mapping[str, Line]) -> Figure | None:
     legend = {label: looks[label] for label in series}
     caption = f"Final held-out metrics over {experiment.x}, with the intervals of the table."
     return Figure("across", f"Final numbers over {name}", caption, tuple(panels), legend)
+
+
+def _numerics(every: list[Setting], looks: Mapping[str, Line]) -> Figure:
+    chosen = shown(every, STEP_SETTINGS)
+    panels = []
+    for setting in chosen:
+        norms = _present({label: gradient_curve(group) for label, group in setting.groups})
+        ends = {label: f"{curve.mean_N[-1]:.3g}" for label, curve in norms.items()}
+        draw = partial(_draw_numerics, curves=norms, looks=looks, name="gradient norm before clipping", scale="log")
+        panels.append(Panel(_titled("Gradient norm", setting), draw, _said("Gradient norm at the last step", ends)))
+        shares = _present({label: guard_curve(group) for label, group in setting.groups})
+        if any(curve.mean_N.any() for curve in shares.values()):
+            ends = {label: f"{100 * curve.mean_N.mean():.1f} %" for label, curve in shares.items()}
+            draw = partial(_draw_numerics, curves=shares, looks=looks, name="% of the batch", scale="percent")
+            panels.append(Panel(_titled("Guard acted", setting), draw, _said("Share of pairs, mean over steps", ends)))
+    return Figure(
+        "numerics",
+        "Guard and gradient over training",
+        f"Mean over the seeds; of many steps the mean of neighbours.{_left_out(every, chosen)}",
+        tuple(panels),
+        _legend(chosen, looks),
+    )
+
+
+def _present(curves: Mapping[str, Curve | None]) -> dict[str, Curve]:
+    return {label: curve for label, curve in curves.items() if curve is not None}
+
+
+def _draw_numerics(axes: Axes, curves: Mapping[str, Curve], looks: Mapping[str, Line], name: str, scale: str) -> None:
+    for label, curve in curves.items():
+        values_N = 100 * curve.mean_N if scale == "percent" else curve.mean_N
+        _plot(axes, curve.x_N, values_N, looks[label], width=1.3, size=3, every=max(1, len(values_N) // 10))
+    if scale == "log" and any((curve.mean_N > 0).any() for curve in curves.values()):
+        axes.set_yscale("log")
+    axes.set_xlabel("optimiser step", fontsize=9)
+    axes.set_ylabel(name, fontsize=9)
+    axes.locator_params(axis="x", integer=True, nbins=6)
 
 
 def _draw_steps(axes: Axes, curves: Mapping[str, Curve], looks: Mapping[str, Line]) -> None:
@@ -292,8 +330,12 @@ def _left_out(every: Sequence[Setting], drawn: Sequence[Setting]) -> str:
 
 def _in_words(what: str, where: str, values: Mapping[str, float], metric: Metric) -> str:
     """`what where: lsif -0.129, dpo -0.407 and 3 more`."""
+    return _said(f"{what} {where}", {label: number(value, metric) for label, value in values.items()})
+
+
+def _said(what: str, values: Mapping[str, str]) -> str:
     if not values:
         return f"{what}: no numbers"
-    named = [f"{label} {number(value, metric)}" for label, value in list(values.items())[:NAMED]]
+    named = [f"{label} {value}" for label, value in list(values.items())[:NAMED]]
     more = f" and {len(values) - NAMED} more, in the table" if len(values) > NAMED else ""
-    return f"{what} {where}: {', '.join(named)}{more}".replace(MINUS, "-")
+    return f"{what}: {', '.join(named)}{more}".replace(MINUS, "-")

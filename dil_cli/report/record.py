@@ -1,6 +1,6 @@
 """What a finished run recorded, as far as a report needs it: the curves, the last measurement pair by pair, the costs.
 
-P probe pairs.
+P probe pairs, T optimiser steps.
 """
 
 from __future__ import annotations
@@ -44,12 +44,26 @@ class Pairs:
 
 
 @dataclass(frozen=True, eq=False)
+class Steps:
+    """What each optimiser step says of its numbers, (T,) each; NaN where it says nothing.
+
+    `grad_norm` is the gradient's norm before clipping, `guarded` the share of the batch of whose pairs the loss has
+    bent an exponential.
+    """
+
+    step: Float64
+    grad_norm: Float64
+    guarded: Float64
+
+
+@dataclass(frozen=True, eq=False)
 class Record:
     """A finished run and what it measured. `evals` is benchmark to metric to value."""
 
     run: Run
     probe: tuple[dict[str, Any], ...]
     pairs: Pairs
+    steps: Steps
     pairs_per_s: float | None
     memory_gb: float | None
     evals: Mapping[str, Mapping[str, float]]
@@ -94,6 +108,7 @@ def read_record(run: Run) -> Record:
         run=run,
         probe=probe,
         pairs=_read_pairs(folder.probe / f"step-{step:06d}.parquet", run.reduction),
+        steps=_read_steps(rows),
         pairs_per_s=median(rates) if rates else None,
         memory_gb=max(memory) if memory else None,
         evals=evals,
@@ -120,6 +135,14 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _read_steps(rows: Sequence[Mapping[str, Any]]) -> Steps:
+    def column(key: str) -> Float64:
+        return np.array([row[key] if _is_number(row.get(key)) else np.nan for row in trained], dtype=np.float64)
+
+    trained = [row for row in rows if "grad_norm" in row]
+    return Steps(column("step"), column("grad_norm"), column("guard/frac"))
 
 
 def _read_pairs(path: Path, reduction: str) -> Pairs:

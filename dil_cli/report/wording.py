@@ -15,6 +15,9 @@ NAMED = 6
 FEW = 3
 """Settings that are named one by one."""
 
+MOST = 10
+"""Names in a sentence; beyond, it counts groups and names the two ends."""
+
 
 class Places:
     """Each group's series and setting, and how to speak of some of them."""
@@ -26,6 +29,33 @@ class Places:
             for series, group in setting.groups:
                 self._of[id(group)] = (series, setting.title)
                 self._settings[series] = self._settings.get(series, 0) + 1
+
+    def told(
+        self, parts: Sequence[tuple[str, Sequence[tuple[Group, float | None]]]], metric: Metric, signed: bool = False
+    ) -> list[str]:
+        """Each part that has groups, as its words and the groups with their numbers, where it has numbers.
+
+        `fell under lsif (-0.1) and dpo (-0.3)`; of many: `fell under 11 of 24 groups (-0.5 under A to -0.1 under B)`.
+        """
+        names = sum(len(self._gather([group for group, _ in found])) for _, found in parts)
+        told = []
+        for words, found in parts:
+            numbers = [(group, value) for group, value in found if value is not None]
+            if not found:
+                continue
+            if names > MOST and len(found) > 1:
+                told.append(f"{words} {len(found)} of {len(self._of)} groups{self._ends(numbers, metric, signed)}")
+            elif numbers:
+                told.append(f"{words} {self.with_numbers(numbers, metric, signed)}")
+            else:
+                told.append(f"{words} {self.named([group for group, _ in found])}")
+        return told
+
+    def _ends(self, found: Sequence[tuple[Group, float]], metric: Metric, signed: bool) -> str:
+        if not found:
+            return ""
+        ends = (min(found, key=lambda pair: pair[1]), max(found, key=lambda pair: pair[1]))
+        return f" ({' to '.join(f'{number(value, metric, signed)} under {group.label}' for group, value in ends)})"
 
     def named(self, groups: Sequence[Group]) -> str:
         """`lsif at every setting and dpo at label_noise 0.5`."""

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
-from run_folders import write_run
+from run_folders import STEPS, write_run
 
 from dil_cli.report.answer import Answer, answer
+from dil_cli.report.build import read
 from dil_cli.report.experiment import arrange
+from dil_cli.report.numerics import numerics_table
 from dil_cli.report.record import read_records
 from dil_cli.report.runs import find_runs
+from dil_cli.report.tables import MINUS
 
 KEEPS, LOSES, GAINS_NOTHING = (-0.1, -0.3), (-0.4, -0.6), (-0.05, -0.05)
 
 
 def answer_of(path: Path, *questions: str) -> Answer:
-    return answer(arrange(read_records(find_runs([path])[0])[0]), questions)
+    runs, _ = find_runs([path])
+    return answer(arrange(read_records(runs)[0]), questions, runs)
 
 
 def write(path: Path, seeds: int = 4, between_seeds: float = 0.01, **effects: tuple[float, float]) -> Path:
@@ -125,3 +131,46 @@ def test_a_baseline_that_is_not_one_is_said(tmp_path: Path):
     found = answer_of(tmp_path)
     assert not any(sentence.startswith("Compared with") for sentence in found.findings)
     assert any("more than one under the same settings: lsif (--baseline" in limit for limit in found.limits)
+
+
+def steps_of(folder: Path, **columns: list[float]) -> None:
+    """Put values of the first steps into a run's record."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    trained = [row for row in rows if "grad_norm" in row]
+    for name, values in columns.items():
+        for row, value in zip(trained, values, strict=True):
+            row[name.replace("__", "/")] = value
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_guards_lost_gradients_and_failures_come_first(tmp_path: Path):
+    root = tmp_path / "runs"
+    lsif, dpo, slic = (write_run(root, loss, 0) for loss in ("lsif", "dpo", "slic"))
+    steps_of(lsif, guard__frac=[0.0, 0.5] * (STEPS // 2), grad_norm=[4.0] * STEPS)
+    steps_of(dpo, grad_norm=[10.0] * (STEPS - 5) + [0.01] * 5)
+    steps_of(slic, guard__frac=[0.0] * STEPS, grad_norm=[1.0] * STEPS)
+    found = answer_of(root).findings
+    assert found[0] == "No run failed: a loss or a gradient that is not finite would have ended it."
+    assert found[1] == "The guard of the exponentials acted under lsif (25.0 %) of the pairs of a step."
+    assert found[2] == "The gradient's norm fell below 0.01 of its first value under dpo."
+    table = numerics_table(read([root], None).experiment)
+    assert [[cell.data or cell.text for cell in row] for row in table.rows] == [
+        ["lsif", "mean", (25.0,), (50.0,), (4.0,), (4.0,), (4.0,)],
+        ["dpo", "sum", (None,), (None,), (10.0,), (0.01,), (10.0,)],
+        ["slic", "mean", (0.0,), (0.0,), (1.0,), (1.0,), (1.0,)],
+    ]
+    (slic / "result.json").unlink()
+    (slic / "failure.json").write_text(json.dumps({"step": 7, "what": "the loss is not finite"}))
+    assert answer_of(root).findings[0] == f"1 of 3 runs failed: {slic.name} (the loss is not finite)."
+
+
+def test_of_many_groups_the_two_ends_are_named(tmp_path: Path):
+    for i, loss in enumerate(("lsif", "bce", "ukl", "dpo", "simpo", "slic", "ipo", "cpo", "kto", "nca", "bco", "sppo")):
+        for seed in range(4):
+            write_run(tmp_path, loss, seed, effect=(-0.1 - i / 100, 0.2), between_seeds=0.001)
+    first = answer_of(tmp_path).findings[0].replace(MINUS, "-")
+    assert re.fullmatch(
+        r"The chosen responses became less likely under 12 of 12 groups "
+        r"\(-0\.2[12]\d under sppo to -0\.(09|10)\d under lsif\)\.",
+        first,
+    ), first

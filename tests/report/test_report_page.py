@@ -129,8 +129,8 @@ def test_the_page_stands_alone_and_is_whole(reported: Path):
     assert "a &lt; b &amp; &lt;i&gt;c&lt;/i&gt;" in text
     sections = re.findall(r'<h2 id="([^"]+)"', text)
     assert sections == [
-        "answer", "dynamics", "numbers", "pair-by-pair", "across", "evals", "costs", "config", "alarms", "environment",
-        "left-out",
+        "answer", "dynamics", "numbers", "pair-by-pair", "across", "numerics", "evals", "costs", "config", "alarms",
+        "environment", "left-out",
     ]  # fmt: skip
 
 
@@ -155,7 +155,7 @@ def test_the_same_runs_give_the_same_bytes(reported: Path, sweep: Path, tmp_path
     assert first.keys() == second.keys()
     assert [name for name in first if first[name] != second[name]] == []
     kinds = Counter(Path(name).suffix for name in first)
-    assert kinds == {".html": 1, ".png": 4, ".pdf": 4, ".md": 9, ".csv": 9, ".tex": 9}
+    assert kinds == {".html": 1, ".png": 5, ".pdf": 5, ".md": 10, ".csv": 10, ".tex": 10}
 
 
 def test_evaluations_are_joined_to_their_runs(reported: Path):
@@ -311,7 +311,7 @@ def test_hundreds_of_runs_are_read_once(tmp_path: Path, monkeypatch: pytest.Monk
     report = build([tmp_path / "runs"], tmp_path / "out", None, ALL_FORMATS)
     print(f"300 runs in {time.perf_counter() - started:.1f} s")
     assert report.finished == 300
-    assert counted == {"parquet": 300, "metrics": 300, "figure": 4}
+    assert counted == {"parquet": 300, "metrics": 300, "figure": 5}
 
 
 def test_neither_torch_nor_a_config_is_loaded(tmp_path: Path):
