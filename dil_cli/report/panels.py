@@ -28,6 +28,9 @@ STEP_SETTINGS, PAIR_SETTINGS = 4, 2
 MANY = 8
 """Series of one panel beyond which those that have no colour of their own stand back."""
 
+FEW = 6
+"""Values on an x axis that are all written there."""
+
 NAMED = 6
 """Series that an alternative text names with their numbers; the table has all of them."""
 
@@ -160,7 +163,7 @@ def _across(experiment: Experiment, looks: Mapping[str, Line]) -> Figure | None:
 
 
 def _numerics(every: list[Setting], looks: Mapping[str, Line]) -> Figure:
-    chosen = shown(every, STEP_SETTINGS)
+    chosen = shown(every, PAIR_SETTINGS)
     panels = []
     for setting in chosen:
         norms = _present({label: gradient_curve(group) for label, group in setting.groups})
@@ -191,6 +194,7 @@ def _draw_numerics(axes: Axes, curves: Mapping[str, Curve], looks: Mapping[str, 
         _plot(axes, curve.x_N, values_N, looks[label], width=1.3, size=3, every=max(1, len(values_N) // 10))
     if scale == "log" and any((curve.mean_N > 0).any() for curve in curves.values()):
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("e+", "e"))
     axes.set_xlabel("optimiser step", fontsize=9)
     axes.set_ylabel(name, fontsize=9)
     axes.locator_params(axis="x", integer=True, nbins=6)
@@ -283,9 +287,10 @@ def _draw_lost(axes: Axes, lost: Mapping[str, tuple[list[str], Float64]], looks:
 def _draw_across(axes: Axes, curves: Mapping[str, Curve], looks: Mapping[str, Line], name: str, metric: Metric) -> None:
     scale = 100 if metric.percent else 1
     xs = sorted({float(x) for curve in curves.values() for x in curve.x_N})
-    logarithmic = xs[0] > 0 and (short(name) == "lr" or xs[-1] / xs[0] >= 50)
+    logarithmic = xs[0] > 0 and (short(name) == "lr" or xs[-1] / xs[0] >= 8)
     if logarithmic:
         axes.set_xscale("log")
+    if logarithmic or len(xs) <= FEW:
         axes.set_xticks(xs, [f"{x:g}" for x in xs])
         axes.set_xticks([], minor=True)
     if metric.key.startswith("delta/"):

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from dil_cli.config.schema import TrainConfig
 from dil_cli.errors import DilError, RunFailed
 from dil_cli.files import write_json
+from dil_cli.report.tables import Table, csv_text, markdown
 from dil_cli.sweep.folder import About, SweepFolder
 from dil_cli.sweep.plan import Job, plan
-from dil_cli.sweep.table import CAPTION, Group, as_csv, group_jobs, markdown, rich_table
+from dil_cli.sweep.table import as_table, group_jobs, rich_table
 from dil_cli.tracking.summary import clock
 
 Outcome = int | BaseException
@@ -61,10 +62,10 @@ def run_sweep(
         return
     folder.write(about, jobs)
     failures = _run_all(jobs, todo, launch(folder.path.name))
-    groups = group_jobs(jobs, about.swept)
-    folder.write_text("table.csv", as_csv(groups))
-    folder.write_text("table.md", markdown(groups))
-    _show(groups, folder)
+    table = as_table(group_jobs(jobs, about.swept))
+    folder.write_text("table.csv", csv_text(table))
+    folder.write_text("table.md", markdown(table))
+    _show(table, folder)
     unfinished = [job for job in jobs if not job.finished]
     if unfinished:
         first = unfinished[0]
@@ -152,13 +153,13 @@ def _seconds(done: Sequence[Job]) -> Iterator[float]:
         yield float(json.loads(job.folder.result.read_text(encoding="utf-8"))["train_seconds"])
 
 
-def _show(groups: Sequence[Group], folder: SweepFolder) -> None:
+def _show(table: Table, folder: SweepFolder) -> None:
     from rich.console import Console
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
-    console.print()
-    console.print(rich_table(groups))
-    console.print(CAPTION, soft_wrap=True)
+    console.print(f"\n{table.title}")
+    console.print(rich_table(table))
+    console.print(table.note, soft_wrap=True)
     print(f"sweep  {folder.path}\nreport dil report {os.path.relpath(folder.path)}", flush=True)
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from dil_cli.report import tables
 from dil_cli.report.intervals import Interval, t_interval
+from dil_cli.report.tables import Cell, Column
 from dil_cli.sweep.plan import Job
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ METRICS = {
 }
 """Of the last probe measurement, with their headings."""
 CAPTION = (
-    "Held-out pairs at the end of each run. chosen, rejected, margin: change since step 0, nats per token; margin "
-    "grew: part of the pairs; chosen_cost: chosen likelihood lost per margin gained. Mean over seeds +- 95 % interval."
+    "chosen, rejected, margin: change since step 0, nats per token; margin grew: part of the pairs; chosen_cost: "
+    "chosen likelihood lost per margin gained. Mean over seeds +- 95 % interval."
 )
 
 
@@ -64,72 +64,57 @@ def group_jobs(jobs: Sequence[Job], swept: Sequence[str]) -> list[Group]:
     return list(groups.values())
 
 
-def rich_table(groups: Sequence[Group]) -> Table:
+def as_table(groups: Sequence[Group]) -> tables.Table:
+    """The table in the form that is written: in CSV all digits and both ends of every interval."""
+    keys = [key for key, _ in groups[0].setting]
+    columns = (
+        *(Column(key, key.rpartition(".")[2], numeric=False) for key in keys),
+        Column("reduction", "reduction", numeric=False),
+        Column("seeds", "seeds"),
+        *(Column(name, label, parts=("", "/low", "/high")) for name, label in METRICS.items()),
+        Column("status", "status", numeric=False),
+        Column("folders", "runs", numeric=False),
+    )
+    rows = tuple(
+        (
+            *(Cell(value) for _, value in group.setting),
+            Cell(group.reduction),
+            Cell(str(_seeds(group))),
+            *(_interval(name, interval) for name, interval in group.intervals().items()),
+            Cell(group.status),
+            Cell(_folders(group), (" ".join(job.folder.path.name for job in group.jobs),)),
+        )
+        for group in groups
+    )
+    return tables.Table("table", "Held-out pairs at the end of each run", columns, rows, CAPTION)
+
+
+def rich_table(table: tables.Table) -> Table:
     """For a person at a terminal."""
     from rich import box
     from rich.table import Table
 
-    head, rows = _text(groups)
-    table = Table(box=box.ASCII2, show_edge=False, pad_edge=False)
-    for name in head:
-        table.add_column(name, justify="right" if name in {"seeds", *METRICS.values()} else "left")
-    for row in rows:
-        table.add_row(*row)
-    return table
-
-
-def markdown(groups: Sequence[Group]) -> str:
-    """For a README or an issue."""
-    head, rows = _text(groups)
-    lines = [head, ["---"] * len(head), *rows]
-    body = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-    return f"{body}\n\n{CAPTION}\n"
-
-
-def as_csv(groups: Sequence[Group]) -> str:
-    """For a program: all digits, mean and both ends of every interval, and the run folders."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    metrics = [f"{name}{end}" for name in METRICS for end in ("", "/low", "/high")]
-    writer.writerow([*_keys(groups), "reduction", "seeds", *metrics, "status", "folders"])
-    for group in groups:
-        cells: list[Any] = []
-        for interval in group.intervals().values():
-            cells += [None] * 3 if interval is None else [interval.mean, interval.low, interval.high]
-        folders = " ".join(job.folder.path.name for job in group.jobs)
-        writer.writerow([*_setting(group), group.reduction, _seeds(group), *cells, group.status, folders])
-    return out.getvalue()
-
-
-def _text(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
-    head = [*(key.rpartition(".")[2] for key in _keys(groups)), "reduction", "seeds"]
-    head += [*METRICS.values(), "status", "runs"]
-    rows = []
-    for group in groups:
-        numbers = [_number(name, interval) for name, interval in group.intervals().items()]
-        rows.append([*_setting(group), group.reduction, str(_seeds(group)), *numbers, group.status, _folders(group)])
-    return head, rows
-
-
-def _keys(groups: Sequence[Group]) -> list[str]:
-    return [key for key, _ in groups[0].setting]
-
-
-def _setting(group: Group) -> list[str]:
-    return [value for _, value in group.setting]
+    shown = Table(box=box.ASCII2, show_edge=False, pad_edge=False)
+    for column in table.columns:
+        shown.add_column(column.label, justify="right" if column.numeric else "left")
+    for row in table.rows:
+        shown.add_row(*(cell.text for cell in row))
+    return shown
 
 
 def _seeds(group: Group) -> int:
     return max((len(values) for values in group.values.values()), default=0)
 
 
-def _number(name: str, interval: Interval | None) -> str:
+def _interval(name: str, interval: Interval | None) -> Cell:
+    """`-0.129 +- 0.014`."""
     if interval is None:
-        return "-"
+        return Cell("-", (None, None, None))
     sign = "+" if name.startswith("delta/") else ""
     digits = 3 if sign else 2
     mean = f"{interval.mean:{sign}.{digits}f}"
-    return mean if interval.high is None else f"{mean} +- {interval.high - interval.mean:.{digits}f}"
+    half = "" if interval.high is None else f" +- {interval.high - interval.mean:.{digits}f}"
+    return Cell(mean + half, (interval.mean, interval.low, interval.high))
 
 
 def _folders(group: Group) -> str:
