@@ -36,6 +36,12 @@ ALLOWED = {
     "report": {"errors", "options", "files", "artifacts", "dynamics", "tracking"},
     # It checks what `dil train` would refuse, and its table has the report's intervals.
     "sweep": {"errors", "files", "config", "data", "models", "artifacts", "tracking", "report", "train"},
+    # A checkpoint is read as its run read the model; runs are found, and intervals taken, as in a report.
+    "evaluate": {
+        "errors", "types", "files", "losses", "config", "data", "models", "artifacts", "dynamics", "tracking", "report",
+        "train",
+    },
+    "own": {"config"},
     "main": {"errors"},
 }  # fmt: skip
 """What each part may import: always to the left in ARCHITECTURE's flow."""

@@ -16,7 +16,7 @@ from dil_cli.errors import DilError
 from dil_cli.models.load import load_policy, weights_fingerprint
 from dil_cli.models.reference_cache import RECORD, Scored, identify
 from dil_cli.train.preflight import TOLERANCE, relative_difference
-from dil_cli.train.prepare import pick_device
+from dil_cli.train.ready import pick_device
 from dil_cli.types import TokenisedPair
 
 if TYPE_CHECKING:

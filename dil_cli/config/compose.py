@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.config_loader import ConfigLoader
@@ -27,6 +28,8 @@ from dil_cli.losses.check import place_of
 
 STOPS = {"--cfg", "-c", "--info", "-i", "--hydra-help", "--version", "--shell-completion", "-sc"}
 """Options that answer and start nothing."""
+PACKAGES = {"eval": "evaluate"}
+"""Packages that are not named as their command, which Python has a word for."""
 OWN_FOLDER = "."
 """`hydra.run.dir` as the root configs set it: the run names its own folder."""
 
@@ -35,7 +38,9 @@ def register_schemas() -> None:
     """Put every dataclass where YAML can inherit it: `defaults: [/schema/loss/ukl@_here_]`; and `${times:...}`."""
     OmegaConf.register_new_resolver("times", times, replace=True)
     store = ConfigStore.instance()
-    store.store(group="schema", name="train", node=schema.TrainConfig)
+    for name, node in schema.ROOTS.items():
+        store.store(group="schema", name=name, node=node)
+    store.store(group="schema/benchmark", name="likelihood", node=schema.LikelihoodConfig)
     for name in ("model", "data", "optim", "tracker"):
         store.store(group="schema", name=name, node=getattr(schema, f"{name.capitalize()}Config"))
     store.repo["schema"].pop("loss", None)  # an earlier command of this process may have brought its own
@@ -102,9 +107,8 @@ def run_command(command: str, argv: list[str]) -> int:
         try:
             custom.adopt(own_code)  # the job of a parallel sweep is another process
             config = to_dataclass(composed)
-            codes.append(
-                import_module(f"dil_cli.{root}.run").run(config, chosen_folder(str(HydraConfig.get().run.dir)))
-            )
+            run = import_module(f"dil_cli.{PACKAGES.get(root, root)}.run").run
+            codes.append(run(config, chosen_folder(str(HydraConfig.get().run.dir))))
         except DilError as error:
             if os.environ.get("DIL_TRACEBACK"):
                 raise
@@ -136,7 +140,9 @@ def compose(command: str, overrides: list[str]) -> schema.TrainConfig:
         explained(command, overrides),
         hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"),
     ):
-        return _without_hydra(hydra.compose(ROOTS.get(command, command), overrides, return_hydra_config=True))
+        whole = hydra.compose(ROOTS.get(command, command), overrides, return_hydra_config=True)
+        config: schema.TrainConfig = _without_hydra(whole)
+    return config
 
 
 def compose_job(loader: ConfigLoader, sweep: DictConfig, overrides: Sequence[str]) -> schema.TrainConfig:
@@ -146,10 +152,11 @@ def compose_job(loader: ConfigLoader, sweep: DictConfig, overrides: Sequence[str
         DilError: as `run_command`.
     """
     with explained("sweep", overrides):
-        return _without_hydra(loader.load_sweep_config(sweep, list(overrides)))
+        config: schema.TrainConfig = _without_hydra(loader.load_sweep_config(sweep, list(overrides)))
+    return config
 
 
-def _without_hydra(composed: DictConfig) -> schema.TrainConfig:
+def _without_hydra(composed: DictConfig) -> Any:
     """The config once Hydra's own part has given what the rest refers to."""
     HydraConfig.instance().set_config(composed)
     with flag_override(composed, ["struct", "readonly"], [False, False]):
@@ -157,8 +164,12 @@ def _without_hydra(composed: DictConfig) -> schema.TrainConfig:
     return to_dataclass(composed)
 
 
-def to_dataclass(composed: DictConfig) -> schema.TrainConfig:
-    """Resolve and build; every `__post_init__` check runs here."""
+def to_dataclass(composed: DictConfig) -> Any:
+    """Resolve and build a config of `schema.ROOTS`; every `__post_init__` check runs here."""
+    if OmegaConf.get_type(composed) is schema.EvalConfig:
+        with explained("eval"):
+            check_keys(composed, "eval")
+            return OmegaConf.to_object(composed)
     with explained():
         if OmegaConf.get_type(composed, "loss") not in registry.LOSSES.values():
             raise DilError(

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
-from typing import get_type_hints
+from typing import get_args, get_type_hints
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
@@ -23,7 +23,7 @@ from yaml import YAMLError
 from dil_cli.config import custom
 from dil_cli.config.help import choices
 from dil_cli.config.paths import conf_dir, config_dirs
-from dil_cli.config.schema import TrainConfig
+from dil_cli.config.schema import ROOTS, TrainConfig
 from dil_cli.errors import DilError
 from dil_cli.losses import registry
 from dil_cli.losses.check import place_of
@@ -64,7 +64,7 @@ def known_keys(config: type = TrainConfig, prefix: str = "") -> list[str]:
     for f in dataclasses.fields(config):
         key = prefix + f.name
         keys.append(key)
-        nested = registry.LOSSES.values() if key == "loss" else [types[f.name]]
+        nested = registry.LOSSES.values() if key == "loss" else [types[f.name], *get_args(types[f.name])]
         for kind in nested:
             if dataclasses.is_dataclass(kind) and isinstance(kind, type):
                 keys += known_keys(kind, f"{key}.")
@@ -84,7 +84,7 @@ def unknown_key(key: str, command: str, value: str = "", owner: type | None = No
     prefix = f"{group}." if group else ""
     fields = dataclasses.fields(owner) if owner is not None and dataclasses.is_dataclass(owner) else ()
     siblings = [f.name for f in fields]
-    elsewhere = [known for known in known_keys() if not known.startswith("loss.")]
+    elsewhere = [known for known in known_keys(ROOTS[command]) if not known.startswith("loss.")]
     # optim.lr before model.lr: the run's value before the model's suggestion for it.
     elsewhere.sort(key=lambda known: known.startswith("model."))
     close = (
@@ -106,7 +106,7 @@ def unknown_key(key: str, command: str, value: str = "", owner: type | None = No
     return DilError(f"no key '{key}' here; {hint}", where=f"dil {command} {key}={value}", fix=fix)
 
 
-def check_keys(composed: DictConfig, prefix: str = "") -> None:
+def check_keys(composed: DictConfig, command: str = "train", prefix: str = "") -> None:
     """Refuse keys that a `+key=value` or a user's YAML added and nothing would read.
 
     Raises:
@@ -116,10 +116,10 @@ def check_keys(composed: DictConfig, prefix: str = "") -> None:
     fields = {f.name for f in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else set()
     for key in map(str, composed):
         if key not in fields:
-            raise unknown_key(prefix + key, "train", str(composed._get_node(key)), owner=kind)
+            raise unknown_key(prefix + key, command, str(composed._get_node(key)), owner=kind)
         node = composed._get_node(key)
         if isinstance(node, DictConfig) and dataclasses.is_dataclass(OmegaConf.get_type(node)):
-            check_keys(node, f"{prefix}{key}.")
+            check_keys(node, command, f"{prefix}{key}.")
 
 
 def _missing_choice(error: MissingConfigException, command: str, argv: Sequence[str]) -> DilError:

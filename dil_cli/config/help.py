@@ -32,6 +32,7 @@ ROOTS = {"sweep": "train"}
 SWITCHES = {
     "train": "  -m, --multirun       one run for each combination: loss=lsif,ukl seed=0,1,2 (the same as dil sweep)\n",
     "sweep": "  --dry-run            list the runs, which of them are done, and how long the rest will take\n",
+    "eval": "  -m, --multirun       several, one after the other: checkpoint=outputs/A,outputs/B\n",
 }
 """Options of one command alone."""
 
@@ -60,6 +61,15 @@ VALUES = {
         "tracker.group": "the group in W&B; the sweep's name if not set",
         "hydra/launcher": "basic: one after the other, here; joblib: hydra.launcher.n_jobs at once; slurm: a job each",
         "hydra.launcher.*": "n_jobs of joblib; partition, timeout_min, gpus_per_node, array_parallelism of slurm",
+    },
+    "eval": {
+        "checkpoint=...": "a run's folder, one of its checkpoints, a sweep, a model folder or a hub id",
+        "against=...": "another of these, to be compared with pair by pair",
+        "reference=...": "the model that changes are relative to; without it the one that the run started from",
+        "benchmark.pairs": "so many of the held-out pairs, spread evenly; null: all",
+        "accept=[data]": "go on although data, template, tokenizer or reference are not the run's any more",
+        "model.max_length, ...": "how to read a model of no run; a run's is read as it was trained",
+        "precision, device": "auto|fp32|bf16, auto|cpu|cuda|mps",
     },
 }
 

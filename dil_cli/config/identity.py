@@ -5,13 +5,17 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from enum import Enum
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
 
 from dil_cli.config import custom
+from dil_cli.config.explain import explained
 from dil_cli.config.schema import TrainConfig
+
+T = TypeVar("T")
 
 NOT_IDENTITY = (
     "output", "tracker", "device", "preset", "allow_custom", "optim.token_budget", "model.token_budget",
@@ -30,6 +34,18 @@ def plain(config: Any) -> Any:
     if isinstance(config, list | tuple):
         return [plain(value) for value in config]
     return config
+
+
+def from_plain(kind: type[T], values: Mapping[str, Any]) -> T:
+    """The dataclass that `plain` made `values` of, checked again.
+
+    Raises:
+        DilError: when a value is not one it takes.
+    """
+    with explained():
+        made = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), dict(values)))
+    assert isinstance(made, kind)
+    return made
 
 
 def describe(config: TrainConfig) -> dict[str, Any]:

@@ -295,3 +295,61 @@ class TrainConfig:
         require(0 <= self.seed < 2**32, "seed", self.seed, "lie in 0 to 2**32 - 1", 42)
         ok = bool(self.name) and not set(self.name) & set("/\\\0") and self.name not in {".", ".."}
         require(ok, "name", repr(self.name), "be a folder name without a slash", "my-run")
+
+
+@dataclass(kw_only=True)
+class ReadConfig:
+    """How a checkpoint is read that belongs to no run of dil; one that does is read as its run read the model."""
+
+    revision: str | None = None
+    dtype: WeightType = WeightType.fp32
+    attention: str = "packed"
+    trust_remote_code: bool = False
+    max_length: int = 1024
+    max_prompt_length: int = 512
+    token_budget: int = 2048
+
+
+@dataclass(kw_only=True)
+class LikelihoodConfig:
+    """Log-probs of held-out pairs: `pairs` of them, spread evenly (null: all), also by `buckets` of length."""
+
+    name: str = "likelihood"
+    pairs: int | None = None
+    buckets: int = 4
+
+    def __post_init__(self) -> None:
+        require(self.pairs is None or self.pairs > 0, "benchmark.pairs", self.pairs, "be above 0 or null", 256)
+        require(self.buckets > 0, "benchmark.buckets", self.buckets, "be above 0", 4)
+
+
+@dataclass(kw_only=True)
+class EvalConfig:
+    """Everything `dil eval` needs.
+
+    `checkpoint`: a run, a checkpoint, a sweep, a folder that holds runs, a model folder or a hub id. `against`: another
+    one to compare with, pair by pair. `reference`: the model that changes are relative to; null is the one that the run
+    started from. `accept` names what may have drifted since the run: data, template, tokenizer, reference.
+    """
+
+    checkpoint: str
+    against: str | None = None
+    reference: str | None = None
+    accept: list[str] = field(default_factory=list)
+    output: str = "outputs"
+    seed: int = 42
+    device: Device = Device.auto
+    precision: Precision = Precision.auto
+    benchmark: Any
+    data: DataConfig | None = None
+    model: ReadConfig = field(default_factory=ReadConfig)
+
+    def __post_init__(self) -> None:
+        require(bool(self.checkpoint), "checkpoint", repr(self.checkpoint), "name a run or a model", "outputs/RUN")
+        known = ("data", "template", "tokenizer", "reference")
+        unknown = [name for name in self.accept if name not in known]
+        require(not unknown, "accept", unknown, f"name some of {', '.join(known)}", "[data]")
+
+
+ROOTS = {"train": TrainConfig, "sweep": TrainConfig, "eval": EvalConfig}
+"""The whole config of each command that composes one."""

@@ -74,6 +74,18 @@ def has_rejected(logps: PairLogps) -> bool:
     return bool((logps.rejected_tokens_B > 0).all())
 
 
+def wins(margin_B: Float64, within_B: Float64 | float = 0.0) -> Float64:
+    """1 for a margin above 0, 0.5 for a tie, (B,); at step 0 all are ties, whatever their last bits say."""
+    return np.where(np.abs(margin_B) <= within_B, 0.5, margin_B > 0)
+
+
+def size(logps: PairLogps, reduction: str) -> Float64:
+    """|log-prob| of the chosen and the rejected response together, under the reduction, (B,)."""
+    sides = ((logps.policy_chosen_B, logps.chosen_tokens_B), (logps.policy_rejected_B, logps.rejected_tokens_B))
+    sizes = [np.abs(array(sum_B) / (array(tokens_B) if reduction == "mean" else 1)) for sum_B, tokens_B in sides]
+    return sizes[0] + sizes[1]
+
+
 def array(x_B: Tensor) -> Float64:
     """A tensor as a float64 array on the CPU."""
     values: Float64 = x_B.detach().double().cpu().numpy()
@@ -114,21 +126,8 @@ def _against_reference(logps: PairLogps, reduction: str) -> dict[str, float]:
         margin_B = s_B["chosen"] - s_B["rejected"]
         values["margin"] = float(margin_B.mean())
         values["margin_mean"] = float((mean_B["chosen"] - mean_B["rejected"]).mean())
-        values["accuracy"] = _share_above_0(margin_B, within_B=ROUNDING * _size(logps, reduction))
+        values["accuracy"] = float(wins(margin_B, ROUNDING * size(logps, reduction)).mean())
     return values
-
-
-def _share_above_0(margin_B: Float64, within_B: Float64) -> float:
-    """Share of positive margins, ties half; at step 0 all are ties, whatever their last bits say."""
-    tie_B = np.abs(margin_B) <= within_B
-    return float(np.where(tie_B, 0.5, margin_B > 0).mean())
-
-
-def _size(logps: PairLogps, reduction: str) -> Float64:
-    """|log-prob| of the chosen and the rejected response together, under the reduction."""
-    sides = ((logps.policy_chosen_B, logps.chosen_tokens_B), (logps.policy_rejected_B, logps.rejected_tokens_B))
-    sizes = [np.abs(array(sum_B) / (array(tokens_B) if reduction == "mean" else 1)) for sum_B, tokens_B in sides]
-    return sizes[0] + sizes[1]
 
 
 def _since_start(logps: PairLogps, start: PairLogps) -> dict[str, float]:

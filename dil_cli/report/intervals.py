@@ -15,6 +15,7 @@ import numpy as np
 from dil_cli.dynamics.statistics import Float64
 
 RESAMPLES = 2000
+FLIPS = 10_000
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,20 @@ def bootstrap(
         return Interval(value, None, None, pairs)
     low, high = np.quantile(drawn_R, [0.5 - level / 2, 0.5 + level / 2])
     return Interval(value, float(low), float(high), pairs)
+
+
+def sign_flip_p(differences_P: Float64, seed: int = 0) -> float:
+    """Two-sided p of a mean difference of 0 over P pairs, by flipping the signs of pairs at random.
+
+    Never 0: the differences as they are count among the `FLIPS` + 1 draws.
+    """
+    random = np.random.default_rng(seed)
+    seen = abs(float(differences_P.mean()))
+    beyond = 1
+    for _ in range(FLIPS // 100):  # in parts, or the signs of many pairs would take gigabytes
+        signs = random.integers(0, 2, size=(100, len(differences_P)), dtype=np.int8) * 2 - 1
+        beyond += int((np.abs(signs @ differences_P / len(differences_P)) >= seen * (1 - 1e-12)).sum())
+    return beyond / (FLIPS + 1)
 
 
 @cache

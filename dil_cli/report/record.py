@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from dil_cli.artifacts.run_folder import RunFolder
-from dil_cli.dynamics.statistics import ROUNDING, Float64
+from dil_cli.dynamics.statistics import ROUNDING, Float64, wins
 from dil_cli.errors import DilError
 from dil_cli.report.runs import Damaged, Run
 from dil_cli.tracking.record import read_metrics
@@ -177,8 +177,7 @@ def _won(column: Mapping[str, Float64], reduction: str) -> Float64:
         s_w, s_l = ((now - start) / count for now, start, count in zip(sums, starts, tokens, strict=True))
         size = sum(np.abs(now / count) for now, count in zip(sums, tokens, strict=True))
     margin = s_w - s_l
-    won = np.where(np.abs(margin) <= ROUNDING * size, 0.5, margin > 0)
-    return np.where(np.isnan(margin), np.nan, won)
+    return np.where(np.isnan(margin), np.nan, wins(margin, ROUNDING * size))
 
 
 def _read_evals(folder: Path) -> tuple[dict[str, dict[str, float]], tuple[str, ...]]:

@@ -32,8 +32,9 @@ from dil_cli.train.batches import StepPlan
 from dil_cli.train.loop import train
 from dil_cli.train.optimiser import build_optimisers
 from dil_cli.train.preflight import check_column, check_reference, show_pair
-from dil_cli.train.prepare import Prepared, prepare, stay_offline_if_local
+from dil_cli.train.prepare import Prepared, prepare
 from dil_cli.train.probe import Probe
+from dil_cli.train.ready import stay_offline_if_local
 from dil_cli.train.reference import complete, look_up, open_cache
 from dil_cli.train.step import Batch
 from dil_cli.types import PairLogps, TokenisedPair
@@ -54,7 +55,7 @@ def run(config: TrainConfig, chosen: Path | None) -> int:
     """
     console = make_console()
     try:
-        stay_offline_if_local(config)
+        stay_offline_if_local(config.model.path, config.data)
         with console.phase("reading pairs", None):
             pairs = load_pairs(config.data, config.seed, config.loss.needs_rejected)
         identity = run_hash(config, pairs.fingerprint)

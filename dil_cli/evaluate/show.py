@@ -1,0 +1,72 @@
+"""Records of `dil eval` for a person at a terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+COLUMNS = {
+    "logps/chosen": "chosen", "logps/rejected": "rejected", "prefers_chosen": "prefers chosen",
+    "delta/chosen": "chosen change", "delta/rejected": "rejected change", "delta/margin": "margin change",
+    "accuracy": "margin grew", "chosen_cost": "chosen_cost",
+}  # fmt: skip
+WITH_INTERVAL = ("delta/chosen", "delta/margin", "accuracy")
+"""Columns that show theirs; the record has all."""
+
+SHARES = ("prefers_chosen", "accuracy")
+
+
+def show(records: Sequence[Mapping[str, Any]]) -> None:
+    """A row a checkpoint, a column a metric; by length and against another where there is one checkpoint."""
+    from rich.console import Console
+
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+    console.print()
+    console.print(_table([(record["checkpoint"]["name"], record) for record in records], "checkpoint"))
+    if len(records) == 1 and len(records[0]["by_length"]) > 1:
+        rows = [(f"{b['tokens'][0]} to {b['tokens'][1]}", b) for b in records[0]["by_length"]]
+        console.print()
+        console.print(_table(rows, "tokens of chosen"))
+    for record in records:
+        for name, gap in record.get("against", {"gaps": {}})["gaps"].items():
+            ends = "" if gap["interval"] is None else f" [{gap['interval'][0]:+.3f}, {gap['interval'][1]:+.3f}]"
+            both = f"{record['checkpoint']['name']} less {record['against']['name']}"
+            console.print(f"{both}, {name}: {gap['mean']:+.3f}{ends} nats per token, p {gap['p']:.2g}", soft_wrap=True)
+    console.print(
+        "Nats per token on held-out pairs; changes since the starting model. Brackets: 95 % bootstrap over the pairs.",
+        soft_wrap=True,
+    )
+
+
+def _table(rows: Sequence[tuple[str, Mapping[str, Any]]], head: str) -> Any:
+    from rich import box
+    from rich.table import Table
+
+    there = [name for name in COLUMNS if any(name in row["metrics"] for _, row in rows)]
+    table = Table(box=box.ASCII2, show_edge=False, pad_edge=False)
+    table.add_column(head)
+    table.add_column("pairs", justify="right")
+    for name in there:
+        table.add_column(COLUMNS[name], justify="right")
+    for label, row in rows:
+        cells = [_cell(name, row["metrics"].get(name), row.get("intervals", {}).get(name)) for name in there]
+        table.add_row(label, str(row["pairs"]), *cells)
+    return table
+
+
+def _cell(name: str, value: float | None, interval: Sequence[float] | None) -> str:
+    if value is None:
+        return "-"
+    ends = (
+        ""
+        if interval is None or name not in WITH_INTERVAL
+        else f" [{_number(name, interval[0])}, {_number(name, interval[1])}]"
+    )
+    return f"{_number(name, value)}{ends}"
+
+
+def _number(name: str, value: float) -> str:
+    if name in SHARES:
+        return f"{100 * value:.0f}%"
+    return f"{value:+.3f}" if name.startswith("delta/") else f"{value:.2f}" if name == "chosen_cost" else f"{value:.3f}"

@@ -1,0 +1,133 @@
+"""From what the user names to the checkpoints that are meant, each with the run it came from."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dil_cli.artifacts.run_folder import RunFolder
+from dil_cli.config.identity import from_plain
+from dil_cli.config.schema import DataConfig, EvalConfig, ModelConfig
+from dil_cli.errors import DilError
+from dil_cli.report.runs import Run, find_runs, read_run
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """A checkpoint: `path` is what loads it, `run` the one that wrote it, None for a model from elsewhere.
+
+    `folder` is where its results lie: in the checkpoint, or under the output folder for a model from elsewhere.
+    """
+
+    name: str
+    path: str
+    folder: Path
+    run: Run | None
+
+    @property
+    def reduction(self) -> str:
+        """Sum or mean over tokens: the run's, else mean."""
+        return "mean" if self.run is None else self.run.reduction
+
+
+def find_targets(config: EvalConfig, checkpoint: str) -> list[Target]:
+    """The checkpoints behind a run, a checkpoint, a sweep, a folder that holds runs, a model folder or a hub id.
+
+    Raises:
+        DilError: when there is none, or a run named alone has not finished.
+    """
+    folder = Path(checkpoint).expanduser()
+    if checkpoint.startswith("bundled:") or not folder.exists():
+        if checkpoint.startswith(("/", ".", "~")) or checkpoint.count("/") > 1:
+            raise DilError(
+                f"there is no {checkpoint}", f"checkpoint={checkpoint}", "checkpoint=outputs/RUN, or a hub id"
+            )
+        return [Target(checkpoint, checkpoint, _own_place(config, checkpoint), None)]
+    if not folder.is_dir():
+        raise DilError(f"{checkpoint} is a file", f"checkpoint={checkpoint}", "name the folder that holds it")
+    if (folder / "config.json").is_file():
+        return [_of_folder(config, folder)]
+    if (folder / "manifest.json").is_file():
+        return [_of_run(read_run(folder), checkpoint)]
+    runs, _ = _runs_below(folder, checkpoint)
+    done = [run for run in runs if run.status == "done"]
+    if not done:
+        raise DilError(
+            f"none of {len(runs)} runs in {checkpoint} is finished", f"checkpoint={checkpoint}",
+            "finish them first: the command that began a run starts it again",
+        )  # fmt: skip
+    return [_of_run(run, checkpoint) for run in done]
+
+
+def model_config(config: EvalConfig, target: Target) -> ModelConfig:
+    """How the checkpoint is read: as its run read the model, or else as `model.*` says."""
+    if target.run is not None:
+        recorded = target.run.config["model"] | {"path": target.path, "revision": None}
+        return from_plain(ModelConfig, recorded)
+    read = config.model
+    return ModelConfig(
+        path=target.path, revision=read.revision, dtype=read.dtype, attention=read.attention,
+        trust_remote_code=read.trust_remote_code, lr=1.0, batch_size=1, max_length=read.max_length,
+        max_prompt_length=read.max_prompt_length, token_budget=read.token_budget,
+    )  # fmt: skip
+
+
+def start_config(config: EvalConfig, target: Target) -> ModelConfig | None:
+    """The model that changes are relative to: the one named, or the run's own; None where neither is."""
+    if config.reference is None:
+        return None if target.run is None else from_plain(ModelConfig, target.run.config["model"])
+    return replace(model_config(config, target), path=config.reference)
+
+
+def data_config(config: EvalConfig, target: Target) -> DataConfig:
+    """The pairs: those that the user chose, else those of the run.
+
+    Raises:
+        DilError: for a model of no run when none were chosen.
+    """
+    if config.data is not None:
+        return config.data
+    if target.run is None:
+        raise DilError(
+            f"{target.name} belongs to no run, so nothing says which pairs are meant", f"checkpoint={target.path}",
+            "data=gsm8k_pairs, data=hh, data=local data.path=FILE (dil eval --help lists them)",
+        )  # fmt: skip
+    return from_plain(DataConfig, target.run.config["data"])
+
+
+def _of_run(run: Run, named: str) -> Target:
+    if run.status != "done":
+        raise DilError(
+            f"the run {run.folder.name} is {run.status}, and has no final checkpoint", f"checkpoint={named}",
+            f"checkpoint={run.folder}/checkpoints/step-..., or finish it with the command that began it",
+        )  # fmt: skip
+    path = run.folder / str((run.result or {}).get("checkpoint"))
+    if not (path / "config.json").is_file():
+        raise DilError(f"the checkpoint of {run.folder.name} is gone", str(path), "train it again")
+    return Target(run.folder.name, str(path), path, run)
+
+
+def _own_place(config: EvalConfig, path: str) -> Path:
+    """A folder for the results of a model from elsewhere; two of one name have two."""
+    name = path.rstrip("/").rpartition("/")[2].replace(":", "-")
+    return Path(config.output) / "eval" / f"{name}-{hashlib.sha256(path.encode()).hexdigest()[:8]}"
+
+
+def _of_folder(config: EvalConfig, folder: Path) -> Target:
+    """A checkpoint of a run if it lies in one, else a model folder."""
+    inside = folder.resolve().parent.name == "checkpoints"
+    run_folder = folder.resolve().parents[1]
+    if inside and RunFolder(run_folder).manifest.is_file():
+        return Target(f"{run_folder.name} {folder.resolve().name}", str(folder), folder, read_run(run_folder))
+    return Target(folder.resolve().name, str(folder), _own_place(config, str(folder.resolve())), None)
+
+
+def _runs_below(folder: Path, checkpoint: str) -> tuple[list[Run], object]:
+    try:
+        return find_runs([folder])
+    except DilError as error:
+        raise DilError(
+            f"{checkpoint} holds neither a run nor a model: {error.what}", f"checkpoint={checkpoint}",
+            "checkpoint=outputs/RUN, or a folder with config.json and weights",
+        ) from error  # fmt: skip

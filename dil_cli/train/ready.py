@@ -1,0 +1,97 @@
+"""A policy on its device, seen to be right in the rows it will be given; training and `dil eval` begin here."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dil_cli import hub
+from dil_cli.config.schema import DataConfig, DataSource, Device, ModelConfig, Precision, WeightType
+from dil_cli.dynamics.layout import choose_layout
+from dil_cli.dynamics.measure import Compute
+from dil_cli.errors import DilError
+from dil_cli.models.load import Policy, check_length, load_policy
+from dil_cli.models.matmul import choose_matmul
+
+if TYPE_CHECKING:
+    import torch
+
+    from dil_cli.tracking.console import ConsoleSink
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A policy on its device and how to compute with it; `path` says that in a line."""
+
+    policy: Policy
+    compute: Compute
+    path: str
+
+
+def ready_policy(
+    model: ModelConfig, data: DataConfig, device: Device, precision: Precision, token_budget: int, console: ConsoleSink
+) -> Ready:
+    """Load a policy and see how it takes rows.
+
+    Raises:
+        DilError: for a device or model that cannot be computed with, or lengths that it does not take.
+    """
+    place = pick_device(device)
+    with console.phase("loading the model", None):
+        policy = load_policy(model)
+        check_length(policy.model, data.max_length, data.max_prompt_length)
+        on_device: Any = policy.model  # the wrapper transformers puts round `to` has lost its types
+        on_device.to(place)
+    pad = policy.tokenizer.pad_token_id
+    compute = Compute(
+        device=place,
+        bf16=model.dtype is WeightType.bf16 or use_bf16(precision, place),
+        token_budget=token_budget,
+        pad_id=policy.tokenizer.eos_token_id if pad is None else pad,
+    )
+    matmul = choose_matmul(place, policy.model.config.get_text_config().hidden_size)
+    path = f"rows: padded ({model.attention})"
+    if model.attention == "packed":
+        with console.phase("checking packed rows", None):
+            choice = choose_layout(policy.model, compute, data.max_length)
+        compute, path = choice.compute, choice.line
+    return Ready(policy, compute, f"{path}; float32 products: {matmul}")
+
+
+def stay_offline_if_local(model_path: str, data: DataConfig) -> None:
+    """No library shall look for the hub when neither model nor data is there; before they are imported."""
+    local_model = model_path.startswith("bundled:") or Path(model_path).expanduser().is_dir()
+    if local_model and data.source is not DataSource.hub:
+        hub.work_offline()
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def pick_device(device: Device) -> torch.device:
+    """The accelerator if there is one and none was named.
+
+    Raises:
+        DilError: when the named device is not there.
+    """
+    import torch
+
+    there = {
+        Device.cuda: torch.cuda.is_available(),
+        Device.mps: torch.backends.mps.is_available(),
+        Device.cpu: True,
+    }
+    if device is Device.auto:
+        return torch.device(next(kind.value for kind, available in there.items() if available))
+    if not there[device]:
+        raise DilError(f"this machine has no {device.value} device", where=f"device={device.value}", fix="device=auto")
+    return torch.device(device.value)
+
+
+def use_bf16(precision: Precision, device: torch.device) -> bool:
+    """Whether the forward pass runs under bfloat16 autocast: by default where the device multiplies it natively."""
+    import torch
+
+    if precision is Precision.auto:
+        return device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return precision is Precision.bf16
