@@ -189,7 +189,7 @@ def _keys(records: Sequence[Record], swept: Sequence[str]) -> tuple[list[str], l
         cells = [tuple(_hashable(lookup(record, k)) for k in [*kept, "seed"]) for record in records]
         if len(set(cells)) < len(cells) and len({lookup(record, key) for record in records}) > 1:
             kept.append(key)
-    return kept, along
+    return sorted(kept, key=lambda key: key != "loss.name"), along  # a group is named by its loss first
 
 
 def _follows(key: str, kept: Sequence[str], configs: Sequence[Mapping[str, Value]]) -> bool:

@@ -9,7 +9,7 @@ from dil_cli.report.experiment import Experiment, Group
 from dil_cli.report.series import settings
 from dil_cli.report.tables import number
 
-NAMED = 6
+NAMED = 8
 """Names in a list; of the others it says how many they are."""
 
 FEW = 3
