@@ -17,6 +17,7 @@ from dil_cli.report.tables import Table, csv_text, markdown
 from dil_cli.sweep.folder import About, SweepFolder
 from dil_cli.sweep.plan import Job, plan
 from dil_cli.sweep.table import as_table, group_jobs, rich_table
+from dil_cli.tracking.console import facts_once
 from dil_cli.tracking.summary import clock
 
 Outcome = int | BaseException
@@ -61,7 +62,8 @@ def run_sweep(
         _list(jobs)
         return
     folder.write(about, jobs)
-    failures = _run_all(jobs, todo, launch(folder.path.name))
+    with facts_once():
+        failures = _run_all(jobs, todo, launch(folder.path.name))
     table = as_table(group_jobs(jobs, about.swept))
     folder.write_text("table.csv", csv_text(table))
     folder.write_text("table.md", markdown(table))

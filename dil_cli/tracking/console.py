@@ -56,6 +56,28 @@ def make_console(stream: TextIO | None = None) -> ConsoleSink:
     return LiveConsole(Console(file=stream, highlight=False))
 
 
+_told: set[str] | None = None
+
+
+@contextmanager
+def facts_once() -> Iterator[None]:
+    """While this lasts, as during a sweep, what `tell` has told of one run it does not tell of the next."""
+    global _told
+    before, _told = _told, set()
+    try:
+        yield
+    finally:
+        _told = before
+
+
+def tell(console: ConsoleSink, fact: str) -> None:
+    """A note on data, model or settings, which runs of one process may share."""
+    if _told is None or fact not in _told:
+        console.note(fact)
+    if _told is not None:
+        _told.add(fact)
+
+
 class PlainConsole:
     """Lines without control characters, for a log file or a pipe."""
 

@@ -25,7 +25,7 @@ from dil_cli.files import write_json
 from dil_cli.models.load import weights_fingerprint
 from dil_cli.models.reference_cache import ReferenceCache
 from dil_cli.models.save import save_checkpoint
-from dil_cli.tracking.console import ConsoleSink, make_console
+from dil_cli.tracking.console import ConsoleSink, make_console, tell
 from dil_cli.tracking.record import MetricsRecord, read_metrics
 from dil_cli.tracking.sink import RunInfo, Sink, Sinks
 from dil_cli.train.batches import StepPlan
@@ -70,13 +70,13 @@ def run(config: TrainConfig, chosen: Path | None) -> int:
                 console.note(f"an unfinished run is in {folder.path}: starting over")
             prepared = prepare(config, pairs, console)
             for line in [*prepared.pairs.counts.describe(), *prepared.notices()]:
-                console.note(line)
+                tell(console, line)
             if config.preset:
-                console.note(f"preset: {config.preset}")
+                tell(console, f"preset: {config.preset}")
             if config.optim.batch_size > len(prepared.train.pairs):
-                console.note(f"optim.batch_size is {config.optim.batch_size}: every step takes all pairs")
+                tell(console, f"optim.batch_size is {config.optim.batch_size}: every step takes all pairs")
             if config.data.notice:
-                console.note(f"notice: {config.data.notice}")
+                tell(console, f"notice: {config.data.notice}")
             Run(config, prepared, folder, identity, console).complete()
         console.note(f"picture {folder.picture}")
         console.note(f"record  {folder.metrics}")
@@ -133,7 +133,7 @@ class Run:
     def _reference(self) -> tuple[Batch, float | None]:
         """The training pairs with their reference column, checked against the policy; and the loss at step 0."""
         for line in show_pair(self.pairs[0], self.tokenizer):
-            self.console.note(line)
+            tell(self.console, line)
         self.weights_sha256 = weights_fingerprint(self.model)
         cache = open_cache(self.config, self.model, self.weights_sha256, self.compute)
         first = slice(0, PREFLIGHT_PAIRS)

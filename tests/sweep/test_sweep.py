@@ -86,6 +86,7 @@ def test_all_combinations_end_in_one_table(dil_here, small_run, tmp_path: Path):
     assert float(table[0]["delta/chosen"]) == interval.mean
     assert float(table[0]["delta/chosen/high"]) == interval.high
     assert "4 runs, 0 done, 4 to do" in out
+    assert out.count("36 pairs to train on, 4 held out") == 1, "what all runs share is told once"
     assert "now number 4: loss=dpo seed=1 (about 0:" in out
     assert f"{interval.mean:+.3f}" in (folder / "table.md").read_text()
 
