@@ -58,15 +58,17 @@ WITH_INTERVAL = ("", "_low", "_high", "_n", "_over")
 def final_table(experiment: Experiment) -> Table:
     """The held-out metrics at the end of training: a row a group, mean and 95 % interval, the best in bold."""
     winners = {metric.key: best(experiment.groups, metric) for metric in METRICS}
+    told = "loss.reduction" in experiment.keys  # by a column of its own
     columns = [
         *_key_columns(experiment),
-        Column("reduction", "loss.reduction", numeric=False),
+        *([] if told else [Column("reduction", "loss.reduction", numeric=False)]),
         Column("seeds", "seeds"),
         *(Column(metric.key, metric.label, parts=WITH_INTERVAL) for metric in METRICS),
     ]
     rows = []
     for group in experiment.groups:
-        cells = [*_key_cells(experiment, group), Cell(group.reduction), _count(len(group.records))]
+        reduction = [] if told else [Cell(group.reduction)]
+        cells = [*_key_cells(experiment, group), *reduction, _count(len(group.records))]
         for metric in METRICS:
             cells.append(estimate_cell(estimate(group, metric), metric, bold=winners[metric.key] is group))
         rows.append(tuple(cells))
