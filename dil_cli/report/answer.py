@@ -87,11 +87,12 @@ def _against_baseline(experiment: Experiment, places: Places) -> list[str]:
     pairs = [(group, other) for group in experiment.groups if (other := experiment.partner(group)) is not None]
     baseline = ", ".join(f"{key.removesuffix('.name')} {value}" for key, value in experiment.baseline.items())
     sentences = []
-    for metric, more, less in (
-        (CHOSEN, "more chosen likelihood was kept by", "less chosen likelihood was kept by"),
-        (MARGIN, "the margin is larger under", "the margin is smaller under"),
+    for metric, what, more, less in (
+        (CHOSEN, "chosen likelihood", "more chosen likelihood was kept by", "less chosen likelihood was kept by"),
+        (MARGIN, "margin", "the margin is larger under", "the margin is smaller under"),
         (
             COST,
+            "the cost of a nat of margin",
             "a nat of margin cost more chosen likelihood under",
             "a nat of margin cost less chosen likelihood under",
         ),
@@ -102,7 +103,7 @@ def _against_baseline(experiment: Experiment, places: Places) -> list[str]:
             for sign, words in ((1, more), (-1, less))
         ]
         unclear = [group for group, gap in gaps if gap.sign() == 0 and gap.interval.low is not None]
-        apart.append(("no difference was seen for", [(group, None) for group in unclear]))
+        apart.append((f"no difference in {what} was seen for", [(group, None) for group in unclear]))
         parts = places.told(apart, metric, signed=True)
         if parts:
             sentences.append(f"Compared with {baseline}, {'; '.join(parts)}.")

@@ -50,7 +50,7 @@ def test_the_claim_does_not_hold_where_one_interval_says_otherwise(tmp_path: Pat
 def test_the_claim_is_undecided_where_an_interval_holds_0(tmp_path: Path):
     found = answer_of(write(tmp_path, between_seeds=0.1, lsif=(-0.4, -0.6), dpo=(-0.41, -0.61)))
     assert "is not decided in these runs against dpo: lsif was not seen to differ from dpo." in claim(found)
-    assert any("no difference was seen for lsif" in sentence for sentence in found.findings)
+    assert any("no difference in chosen likelihood was seen for lsif" in sentence for sentence in found.findings)
 
 
 def test_a_margin_that_did_not_grow_supports_nothing(tmp_path: Path):
@@ -118,7 +118,7 @@ def test_a_series_at_several_settings_is_named_once(tmp_path: Path):
     assert found.question == "Does noise matter?"
     assert "under lsif at every setting (" in found.findings[0]
     assert "more chosen likelihood was kept by lsif at 4 of 5 settings (+0.3" in found.findings[2]
-    assert "no difference was seen for lsif at label_noise 0.6." in found.findings[2]
+    assert "no difference in chosen likelihood was seen for lsif at label_noise 0.6." in found.findings[2]
     said = claim(found)
     assert "not decided in these runs of one seed each against dpo: lsif was not seen to differ from dpo at" in said
     assert "label_noise 0.6" in said
