@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -38,6 +39,42 @@ def write_json(path: Path, value: Any) -> None:
     """`value` as indented JSON; keys keep their order."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+LARGEST = 1e150
+"""Squares of larger numbers are infinite, or nearly."""
+
+NOT_SHOWN = re.compile("[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, those that turn the direction of writing, and halves of a character."""
+
+
+def parse_json(text: str) -> Any:
+    """JSON of a file that anyone may have written: strings that can be shown, numbers that can be computed with.
+
+    Raises:
+        ValueError: when it is no JSON, holds a number beyond `LARGEST`, or is nested too deep.
+    """
+    try:
+        return _shown(json.loads(text, parse_float=_number, parse_int=_number))
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+
+
+def _number(digits: str) -> float | int:
+    value = float(digits)
+    if not abs(value) <= LARGEST:
+        raise ValueError("it holds a number that is too large")
+    return int(digits) if digits.lstrip("-").isdigit() else value
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, str):
+        return NOT_SHOWN.sub("\N{REPLACEMENT CHARACTER}", value)
+    if isinstance(value, list):
+        return [_shown(item) for item in value]
+    if isinstance(value, dict):
+        return {_shown(key): _shown(item) for key, item in value.items()}
+    return value
 
 
 def mark_used(path: Path) -> None:

@@ -87,6 +87,12 @@ def _check_override(command: str, word: str) -> None:
         raise DilError(f"'{word}' is not of the form key=value", where, example)
     if word.startswith("~"):
         raise DilError("nothing can be taken out of a config, only changed", where, f"{word[1:].partition('=')[0]}=...")
+    if key == "experiment" and "," in value:
+        raise DilError(
+            "each experiment has a grid of its own, so they are swept one by one",
+            where,
+            f"experiment={value.partition(',')[0]}, then the next",
+        )
     groups = default_choices(root_config(command))
     if key in groups and (value.startswith(("[", "{")) or value in {"", "null"}) and key != "experiment":
         raise DilError(f"{key} takes one choice", where, f"{key}={groups[key]}, or with -m {key}=a,b for several runs")

@@ -19,6 +19,7 @@ from dil_cli.config.paths import conf_dir, config_dirs
 from dil_cli.errors import DilError
 
 OPTIONS = ("--help", "--cfg", "--config-dir", "--info")
+LAUNCHER, LAUNCHERS = "hydra/launcher=", ("basic", "joblib", "slurm", "submitit_local")
 SCRIPTS = {
     "bash": r"""
 _dil() {
@@ -107,6 +108,8 @@ def _choices(command: str, word: str, given: Sequence[str]) -> list[str]:
         *(path.name for folder in folders[1:] for path in _groups(folder)),
     ]
     group, equals, value = word.partition("=")
+    if command == "sweep" and word.startswith("hydra"):
+        return [f"{LAUNCHER}{name}" for name in LAUNCHERS if f"{LAUNCHER}{name}".startswith(word)]
     if not equals:
         return sorted({f"{name}=" for name in groups if name.startswith(word)})
     if group not in groups:

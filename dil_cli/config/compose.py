@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 import os
 import sys
+import threading
+import time
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -99,12 +102,13 @@ def run_command(command: str, argv: list[str]) -> int:
     sys.argv = [f"dil {command}", *overrides, *options]
     codes: list[int] = []
     begun: list[DictConfig] = []
-    own_code = dict(custom.LOADED)
+    own_code, sweep = dict(custom.LOADED), os.getpid()
 
     def job(composed: DictConfig) -> int:
         begun.append(composed)
         # Hydra prints a line of its own before it re-raises what a job raises.
         try:
+            end_with(sweep)
             custom.adopt(own_code)  # the job of a parallel sweep is another process
             config = to_dataclass(composed)
             run = import_module(f"dil_cli.{PACKAGES.get(root, root)}.run").run
@@ -126,6 +130,22 @@ def run_command(command: str, argv: list[str]) -> int:
         # Hydra's own: a number where a choice is wanted, a run folder that cannot be made.
         raise DilError(str(error).splitlines()[0], f"dil {command}", f"dil {command} --help") from error
     return next((code for code in codes if code), 0)
+
+
+def end_with(sweep: int) -> None:
+    """Let a process of the joblib launcher end when the sweep's is gone: killed, it could not end them.
+
+    Jobs of Slurm and submitit are meant to outlive the sweep that gave them away.
+    """
+    if not multiprocessing.current_process().name.startswith("LokyProcess") or os.getppid() != sweep:
+        return
+
+    def watch() -> None:
+        while os.getppid() == sweep:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="end-with-sweep", daemon=True).start()
 
 
 def compose(command: str, overrides: list[str]) -> schema.TrainConfig:

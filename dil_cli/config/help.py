@@ -109,7 +109,7 @@ def default_choices(root: Path) -> dict[str, str]:
     choices = {}
     for line in root.read_text(encoding="utf-8").splitlines():
         group, colon, choice = line.strip().removeprefix("- ").partition(": ")
-        if colon and line.startswith("  - "):
+        if colon and line.startswith("  - ") and not group.startswith("override "):
             choices[group.removeprefix("optional ").strip()] = choice.strip()
     return choices
 

@@ -78,7 +78,11 @@ def _directions(experiment: Experiment, places: Places) -> list[str]:
         parts = places.told(moved, metric)
         without = [group for group, found in kept if found.interval.low is None]
         parts += [f"nothing can be said of {places.named(without)}, for want of an interval"] if without else []
-        sentences += [f"{subject} {'; '.join(parts)}."] if parts else []
+        if parts and parts[0].startswith("no change"):
+            parts[0] = parts[0].replace("no change", f"No change of {subject[0].lower()}{subject[1:]}", 1)
+            sentences.append(f"{'; '.join(parts)}.")
+        elif parts:
+            sentences.append(f"{subject} {'; '.join(parts)}.")
     return sentences
 
 
@@ -139,6 +143,7 @@ class _Verdict:
     shrank: list[Group] = field(default_factory=list)
     unseen: list[Group] = field(default_factory=list)
     aside: list[Group] = field(default_factory=list)
+    apart: list[tuple[Group, Group]] = field(default_factory=list)
     compared: set[str] = field(default_factory=set)
 
     def judge(self, ours: Group, others: Sequence[Group]) -> None:
@@ -153,13 +158,14 @@ class _Verdict:
             return
         for rival in rivals:
             gap = difference(ours, rival, CHOSEN)
-            self.pairs[0 if gap is None else gap.sign()].append((ours, rival))
+            (self.apart if gap is None else self.pairs[gap.sign()]).append((ours, rival))
 
     def words(self, places: Places) -> tuple[str, str] | None:
         """The verdict and its reasons; None when nothing could be compared. One counter-example decides."""
         against = places.against(self.pairs[-1], "kept less than")
         against += [f"the margin shrank under {places.named(self.shrank)}"] if self.shrank else []
         unclear = places.against(self.pairs[0], "was not seen to differ from")
+        unclear += places.against(self.apart, "has neither a seed nor pairs in common with")
         unclear += [f"no growth of the margin was seen under {places.named(self.unseen)}"] if self.unseen else []
         held = places.against(self.pairs[1], "kept more than")
         aside = (

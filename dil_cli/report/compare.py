@@ -9,6 +9,7 @@ from typing import Any
 
 from dil_cli.artifacts.run_folder import RunFolder
 from dil_cli.dynamics.style import series_lines
+from dil_cli.errors import DilError
 from dil_cli.report.build import check_writable
 from dil_cli.report.experiment import flat, text
 from dil_cli.report.figure import Figure
@@ -33,6 +34,12 @@ def compare(a: Path, b: Path, out: Path | None) -> list[str]:
     Raises:
         DilError: when either is no whole run folder, or `out` cannot be written.
     """
+    for path in (a, b):
+        if not RunFolder(path).manifest.is_file():
+            what = "holds no run" if path.is_dir() else "is a file" if path.exists() else "is not there"
+            raise DilError(
+                f"{path} {what}", f"dil report --compare {a} {b}", "name two run folders, as outputs/NAME-HASH"
+            )
     runs = (read_run(a), read_run(b))
     rows = tuple(read_rows(RunFolder(run.folder).metrics) for run in runs)
     names = _names(a, b)

@@ -5,7 +5,6 @@ P probe pairs, T optimiser steps.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import numpy as np
 from dil_cli.artifacts.run_folder import RunFolder
 from dil_cli.dynamics.statistics import ROUNDING, Float64, wins
 from dil_cli.errors import DilError
+from dil_cli.files import LARGEST, parse_json
 from dil_cli.report.runs import Damaged, Run
 from dil_cli.tracking.record import read_metrics
 
@@ -130,6 +130,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         raise DilError(f"metrics.jsonl: {error.what}", str(path)) from error
     if not all(_is_number(row.get("step")) for row in rows):
         raise DilError("metrics.jsonl: a row has no step", str(path))
+    if any(_is_number(value) and abs(value) > LARGEST for row in rows for value in row.values()):
+        raise DilError("metrics.jsonl holds a number that is too large", str(path))
     return rows
 
 
@@ -184,9 +186,10 @@ def _read_evals(folder: Path) -> tuple[dict[str, dict[str, float]], tuple[str, .
     """Every `eval/*.json` below the folder; of two with one benchmark, the run's own before a checkpoint's."""
     evals: dict[str, dict[str, float]] = {}
     notes = []
-    for path in sorted(folder.glob("**/eval/*.json"), key=lambda path: (-len(path.parts), str(path))):
+    files = [path for path in folder.glob("**/eval/*.json") if path.is_file()]  # reading a pipe would never end
+    for path in sorted(files, key=lambda path: (-len(path.parts), str(path))):
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record = parse_json(path.read_text(encoding="utf-8"))
             numbers = {
                 str(name): float(value)
                 for name, value in record["metrics"].items()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any, Literal
 
 from dil_cli.artifacts.run_folder import RunFolder
 from dil_cli.errors import DilError
+from dil_cli.files import parse_json
 from dil_cli.report.sweep import is_sweep, read_sweep
 
 Status = Literal["done", "failed", "unfinished"]
@@ -143,6 +143,7 @@ def _check_result(result: dict[str, Any]) -> None:
     for name, value in end.items():
         if value is not None and not isinstance(value, int | float):
             raise ValueError(f"{name} is no number")
+    float(result.get("train_seconds", 0))
     for alarm in result.get("alarms", []):
         if not {"step", "name", "message"} <= alarm.keys():
             raise ValueError("an alarm lacks its step, name or message")
@@ -150,7 +151,7 @@ def _check_result(result: dict[str, Any]) -> None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise DilError(f"{path.name} is missing", str(path), _FIX) from error
     except (OSError, ValueError) as error:
@@ -160,4 +161,4 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-_FIX = "delete the folder and run the training again"
+_FIX = "if it is a run, the command that made it makes it again"

@@ -57,7 +57,7 @@ def run_sweep(
     same = len(configs) - len(jobs)
     print(f"{folder.path.name}: {_count(len(jobs))}, {len(jobs) - len(todo)} done, {len(todo)} to do")
     if same:
-        print(f"{same} of the combinations are the same run as another, which is run once")
+        print(f"{same} more of the combinations give a run that is there already, which is run once")
     if dry_run:
         _list(jobs)
         return
@@ -137,7 +137,8 @@ def _list(jobs: Sequence[Job]) -> None:
     width = max(map(len, states))
     for job, state in zip(jobs, states, strict=True):
         print(f"  {state.ljust(width)}  {job.label}  {job.folder.path.name}")
-    print(_left(jobs).strip("()") or "none of them is done, so nothing is known of the time they take")
+    if any(state != "done" for state in states):
+        print(_left(jobs).strip("()") or "none of them is done, so nothing is known of the time they take")
 
 
 def _left(jobs: Sequence[Job]) -> str:

@@ -88,7 +88,7 @@ def test_directions_follow_the_intervals(tmp_path: Path):
     assert "grew under lsif (+0.2" in margin
     assert "shrank under sft (" in margin
     unclear = answer_of(write(tmp_path / "wide", between_seeds=0.3, lsif=(0.01, -0.2)))
-    assert "no change was seen under lsif" in unclear.findings[0]
+    assert "No change of the chosen responses was seen under lsif" in unclear.findings[0]
 
 
 def test_one_seed_claims_nothing_about_seeds(tmp_path: Path):
@@ -174,3 +174,22 @@ def test_of_many_groups_the_two_ends_are_named(tmp_path: Path):
         r"\(-0\.2[12]\d under sppo to -0\.(09|10)\d under lsif\)\.",
         first,
     ), first
+
+
+def test_no_change_is_a_sentence(tmp_path: Path):
+    for loss in ("lsif", "dpo"):
+        write_run(tmp_path, loss, 0, effect=(0.0, 0.0), between_seeds=0.5)
+        write_run(tmp_path, loss, 1, effect=(0.0, 0.0), between_seeds=0.5)
+    assert answer_of(tmp_path).findings[:2] == (
+        "No change of the chosen responses was seen under lsif and dpo.",
+        "No change of the margin was seen under lsif and dpo.",
+    )
+
+
+def test_what_shares_no_seed_is_not_compared(tmp_path: Path):
+    for seed in range(3):
+        write_run(tmp_path, "lsif", seed, effect=KEEPS)
+        write_run(tmp_path, "dpo", seed + 3, effect=LOSES)
+    assert "is not decided in these runs against dpo: lsif has neither a seed nor pairs in common" in claim(
+        answer_of(tmp_path)
+    )

@@ -78,7 +78,7 @@ def test_a_picture_of_both(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert "picture both/compare.png" in capsys.readouterr().out
     assert (tmp_path / "both" / "compare.png").read_bytes()[:4] == b"\x89PNG"
     assert (tmp_path / "both" / "compare.pdf").read_bytes()[:4] == b"%PDF"
-    with pytest.raises(DilError, match=r"manifest\.json is missing"):
+    with pytest.raises(DilError, match=r"holds no run"):
         run(["--compare", str(a), str(tmp_path)])
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from run_folders import write_run, write_sweep
 
 from dil_cli.errors import DilError
 from dil_cli.report import experiment
+from dil_cli.report.build import ALL_FORMATS, build
 from dil_cli.report.record import read_records
 from dil_cli.report.runs import find_runs, read_run
 from dil_cli.report.sweep import read_sweep
@@ -77,6 +79,36 @@ def test_a_damaged_folder_is_named_and_skipped(tmp_path: Path, file, content, re
     assert folder == broken.resolve()
     assert reason in told
     assert str(tmp_path) not in told
+
+
+HOSTILE = {
+    "huge": '{"benchmark": "g", "metrics": {"m": 1' + 400 * "0" + "}}",
+    "deep": 100_000 * "[",
+    "surrogate": '{"benchmark": "g", "metrics": {"\\ud800": 1}}',
+    "infinite": '{"benchmark": "g", "metrics": {"m": 1e999}}',
+}
+
+
+@pytest.mark.parametrize("hostile", HOSTILE)
+@pytest.mark.parametrize("name", ["result.json", "manifest.json", "eval/a.json", "metrics.jsonl"])
+def test_json_that_anyone_may_have_written(tmp_path: Path, name: str, hostile: str):
+    write_run(tmp_path, "lsif", 0)
+    folder = write_run(tmp_path, "lsif", 1)
+    (folder / "eval").mkdir()
+    (folder / name).write_text(HOSTILE[hostile] + "\n")
+    report = build([tmp_path], tmp_path / "out", None, ALL_FORMATS)
+    assert report.finished == (2 if name == "eval/a.json" else 1)
+    assert len(report.left_out) == (0 if name == "eval/a.json" and hostile == "surrogate" else 1)
+
+
+def test_a_number_that_is_none_and_a_pipe(tmp_path: Path):
+    write_run(tmp_path, "lsif", 0)
+    folder = write_run(tmp_path, "lsif", 1)
+    (folder / "eval").mkdir()
+    os.mkfifo(folder / "eval" / "g.json")
+    result = json.loads((folder / "result.json").read_text())
+    (folder / "result.json").write_text(json.dumps(result | {"train_seconds": "x"}))
+    assert build([tmp_path], tmp_path / "out", None, ["html"]).finished == 1
 
 
 def test_any_cut_of_any_file_is_survived(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -144,7 +145,7 @@ def test_the_same_run_twice_is_run_once(dil_here, small_run):
     code, out, err = dil_here("sweep", *small_run, "loss=ukl", "optim.token_budget=512,1024", "tracker=none")
     assert code == 0, err
     assert "1 run, 0 done, 1 to do" in out
-    assert "1 of the combinations are the same run as another" in out
+    assert "1 more of the combinations give a run that is there already" in out
 
 
 @pytest.mark.parametrize(
@@ -174,6 +175,41 @@ def test_launchers_give_the_same_table(launcher, whole: Whole):
     done = whole.dil("sweep", *GRID, f"output={name}", f"hydra/launcher={name}", option)
     assert done.returncode == 0, done.stderr
     assert rows(sweep_folder(whole.folder / name)) == rows(sweep_folder(whole.folder / "whole"))
+
+
+def test_processes_of_joblib_end_with_the_sweep(whole: Whole):
+    sweep = subprocess.Popen(
+        whole.command("sweep", *GRID, "output=left", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"),
+        cwd=whole.folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    assert sweep.stdout is not None
+    assert any("pairs to train on" in line for line in sweep.stdout), "a job has begun"
+    workers = _children(sweep.pid)
+    sweep.kill()
+    sweep.wait()
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and any(map(_alive, workers)):
+        time.sleep(0.2)
+    assert workers
+    assert not any(map(_alive, workers))
+
+
+def _children(parent: int) -> list[int]:
+    """Process ids of what a process has started."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if int(stat.read_text().rpartition(")")[2].split()[1]) == parent:
+                found.append(int(stat.parent.name))
+    return found
+
+
+def _alive(pid: int) -> bool:
+    """Whether a process runs; one that ended and that no one has asked for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_killed_at_any_moment_it_ends_in_the_same_table(whole: Whole):
