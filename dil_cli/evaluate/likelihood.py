@@ -78,7 +78,7 @@ class Likelihood:
         model, data = model_config(config, target), data_config(config, target)
         start = self._start(target, data)
         scored = _score(config, target, model, data, self.console)
-        _check_drift(config, target, scored.facts)
+        check_drift(config, target, scored.facts)
         logps = scored.logps
         if start is not None:
             _same_pairs(scored, start)
@@ -129,13 +129,13 @@ class Likelihood:
         return scored
 
     def _score_once(self, target: Target, model: ModelConfig, data: DataConfig) -> Scored:
-        key = repr((model, data, _seed(self.config, target)))
+        key = repr((model, data, pairs_seed(self.config, target)))
         if key not in self._known:
             self._known[key] = _score(self.config, target, model, data, self.console)
         return self._known[key]
 
 
-def _seed(config: EvalConfig, target: Target) -> int:
+def pairs_seed(config: EvalConfig, target: Target) -> int:
     """Of the pairs that are held out: the run's."""
     return config.seed if target.run is None else target.run.seed
 
@@ -148,7 +148,7 @@ def _needs_rejected(target: Target) -> bool:
 
 def _score(config: EvalConfig, target: Target, model: ModelConfig, data: DataConfig, console: ConsoleSink) -> Scored:
     stay_offline_if_local(model.path, data)
-    seed = _seed(config, target)
+    seed = pairs_seed(config, target)
     splits = load_pairs(data, seed, _needs_rejected(target))
     ready = ready_policy(model, data, config.device, config.precision, model.token_budget, console)
     tokenizer = ready.policy.tokenizer
@@ -173,7 +173,7 @@ def _score(config: EvalConfig, target: Target, model: ModelConfig, data: DataCon
     return Scored(target.name, pairs, logps, facts)
 
 
-def _check_drift(config: EvalConfig, target: Target, facts: Mapping[str, Any]) -> None:
+def check_drift(config: EvalConfig, target: Target, facts: Mapping[str, Any]) -> None:
     """What the numbers depend on must be what the run had, unless the user accepts another."""
     if target.run is None:
         return
