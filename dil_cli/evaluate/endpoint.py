@@ -140,7 +140,7 @@ class Endpoint:
         self._stop = threading.Event()
 
     def check(self) -> None:
-        """Any answer to a small request will do, but a refused key.
+        """Any answer to a small request will do, but a refused key: not every server can list its models.
 
         Raises:
             DilError: when there is no answer, or the key is refused.
@@ -151,7 +151,7 @@ class Endpoint:
             try:
                 self._client.models.with_raw_response.list()
             except status as error:
-                if error.status_code in {401, 403} or error.status_code >= 500:
+                if error.status_code in {401, 403}:
                     raise
 
         self._try(send, "")

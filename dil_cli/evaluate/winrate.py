@@ -181,9 +181,9 @@ def summarise(
         "policy_longer": float((policy_P > opponent_P).mean()),
     }
     first = [won for outcome in outcomes for won in outcome.first_won]
+    both = [outcome.first_won for outcome in outcomes if len(outcome.first_won) == 2]
+    more["contradicted"] = sum(one == other for one, other in both)
     if first:
-        both = [outcome.first_won for outcome in outcomes if len(outcome.first_won) == 2]
-        more["contradicted"] = sum(one == other for one, other in both)
         more["first_shown_wins"] = float(np.mean(first))
     if len(judged):
         more["p"] = sign_flip_p(judged - 0.5)
