@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from conftest import shown
+from scripted import shown
 
 from dil_cli.evaluate.store import open_lines
 
