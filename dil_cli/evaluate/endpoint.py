@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from dil_cli.tracking.console import ConsoleSink
 
 LONGEST_WAIT_S = 60.0
+CHECK_RETRIES, CHECK_TIMEOUT_S = 2, 10.0
+"""A wrong address shall show at once; a server that was there and went away is given more time."""
+
 ORDERS = ("policy first", "opponent first")
 NEWER_LIMIT = "max_completion_tokens"
 """What some servers call `max_tokens`, and take by no other name."""
@@ -110,11 +113,12 @@ class EndpointJudge:
             return Outcome(0.5)
         # By the reply and not by the verdict beside it, so that a better reader mends old files.
         verdicts = [read_verdict(str(store[key]["reply"])) for key, _ in self._questions(match)]
+        cut = sum(store[key]["finish"] == "length" for key, _ in self._questions(match))
         first_won = tuple(verdict == "A" for verdict in verdicts if verdict in {"A", "B"})
         if None in verdicts:
-            return Outcome(None, first_won)
+            return Outcome(None, first_won, cut)
         wins = {"A": (1.0, 0.0), "tie": (0.5, 0.5), "B": (0.0, 1.0)}
-        return Outcome(sum(wins[str(verdict)][order] for order, verdict in enumerate(verdicts)) / 2, first_won)
+        return Outcome(sum(wins[str(verdict)][order] for order, verdict in enumerate(verdicts)) / 2, first_won, cut)
 
 
 class Endpoint:
@@ -149,12 +153,12 @@ class Endpoint:
 
         def send() -> None:
             try:
-                self._client.models.with_raw_response.list()
+                self._client.models.with_raw_response.list(timeout=min(self.config.timeout, CHECK_TIMEOUT_S))
             except status as error:
                 if error.status_code in {401, 403}:
                     raise
 
-        self._try(send, "")
+        self._try(send, "", min(self.config.retries, CHECK_RETRIES))
 
     def ask_all(self, questions: Mapping[str, str], kept: Callable[[], int]) -> Iterator[tuple[str, Reply]]:
         """Replies by the name of their question, in the order in which they come.
@@ -189,16 +193,24 @@ class Endpoint:
         # Daemons: Ctrl-C shall not wait for a server that has nothing to say.
         for _ in range(min(self.config.concurrency, len(questions))):
             threading.Thread(target=work, daemon=True).start()
+        failure: Exception | None = None
         try:
             for _ in questions:
-                name, reply = done.get()
-                if isinstance(reply, DilError):
-                    reply.fix += f"; {kept()} replies are kept, the same command goes on"
-                if isinstance(reply, Exception):
-                    raise reply
-                yield name, reply
+                try:
+                    name, reply = done.get(block=failure is None)
+                except queue.Empty:
+                    break
+                if not isinstance(reply, Exception):
+                    yield name, reply  # also what came while another failed: it may have been paid for
+                    continue
+                failure = failure or reply
+                self._stop.set()
         finally:
             self._stop.set()
+        if isinstance(failure, DilError):
+            failure.fix += f"; {kept()} replies are kept, the same command goes on"
+        if failure is not None:
+            raise failure
 
     def ask(self, text: str) -> Reply:
         """One reply.
@@ -206,7 +218,7 @@ class Endpoint:
         Raises:
             DilError: when none can be had.
         """
-        reply: Reply = self._try(lambda: self._send(text), text)
+        reply: Reply = self._try(lambda: self._send(text), text, self.config.retries)
         return reply
 
     def _send(self, text: str) -> Reply:
@@ -235,9 +247,9 @@ class Endpoint:
             raise _Garbage(f"what it sends is no chat completion: {shown!r}") from None
         return Reply(self._clean(content or ""), str(choice.get("finish_reason")))
 
-    def _try(self, send: Callable[[], Any], text: str) -> Any:
-        """`send` until it works, is refused, or has failed too often."""
-        for attempt in range(self.config.retries + 1):
+    def _try(self, send: Callable[[], Any], text: str, retries: int) -> Any:
+        """`send` until it works, is refused, or has failed once more than `retries` times."""
+        for attempt in range(retries + 1):
             try:
                 return send()
             except _Garbage as garbage:
@@ -254,11 +266,10 @@ class Endpoint:
                 trouble, asked_wait = f"no answer within {self.config.timeout:g} s", None
             except self._openai.APIConnectionError as error:
                 trouble, asked_wait = self._clean(str(error.__cause__ or error)), None
-            if attempt < self.config.retries and self._stop.wait(self._wait(attempt, asked_wait)):
+            if attempt < retries and self._stop.wait(self._wait(attempt, asked_wait)):
                 raise _Stopped
-        tries = self.config.retries + 1
         raise DilError(
-            f"the judge does not answer in {tries} tries ({trouble})", f"judge.base_url={self.config.base_url}",
+            f"the judge does not answer in {retries + 1} tries ({trouble})", f"judge.base_url={self.config.base_url}",
             "start the server, or see to the address",
         ) from None  # fmt: skip
 

@@ -21,6 +21,7 @@ Verdict = Literal["A", "B", "tie"]
 PROMPTS = Path(__file__).resolve().parent / "prompts"
 PLACES = ("{prompt}", "{a}", "{b}")
 SUMMARY_ENDS = "TL;DR:"
+VERDICT = re.compile(r"(?:final )?verdict[*_]*\s*:[*_\s]*(?:summary |reply )?(a|b|tie)", re.IGNORECASE)
 SPEAKERS = {"system": "System", "user": "User", "assistant": "Assistant"}
 
 
@@ -43,11 +44,13 @@ class Match:
 class Outcome:
     """A match's result for the checkpoint, 0 to 1, None where a verdict could not be read.
 
-    `first_won` has, for each verdict that names a winner, whether that was the response shown first.
+    `first_won` has, for each verdict that names a winner, whether that was the response shown first; `cut` counts
+    replies that `judge.max_tokens` ended.
     """
 
     value: float | None
     first_won: tuple[bool, ...] = ()
+    cut: int = 0
 
 
 class Judge(Protocol):
@@ -131,7 +134,8 @@ def read_verdict(reply: str) -> Verdict | None:
     reply = reply.rpartition("</think>")[2]
     lines = [line.strip(" \t*_#>`\"'.") for line in reply.strip().splitlines()]
     said = [
-        re.fullmatch(r"verdict[*_]*\s*:[*_\s]*(?:summary |reply )?(a|b|tie)", line, re.IGNORECASE) for line in lines
+        re.fullmatch(r"(?:final )?verdict[*_]*\s*:[*_\s]*(?:summary |reply )?(a|b|tie)", line, re.IGNORECASE)
+        for line in lines
     ]
     found = {match.group(1).lower() for match in said if match}
     if not found and lines and len(lines) == 1 and lines[0] in {"A", "B", "tie", "Tie"}:

@@ -111,21 +111,12 @@ class Likelihood:
 
     def _start(self, target: Target, data: DataConfig) -> Scored | None:
         """The pairs under the model that changes are relative to; None where the checkpoint has no run."""
-        config, run = self.config, target.run
+        config = self.config
         model = start_config(config, target)
         if model is None:
             return None
         scored = self._score_once(replace(target, name=model.path, path=model.path), model, data)
-        checked = config.reference is None and "reference" not in config.accept
-        if (
-            run is not None
-            and checked
-            and run.manifest.get("model", {}).get("weights_sha256") != scored.facts["weights_sha256"]
-        ):
-            raise DilError(
-                f"{model.path} is not the model any more that the run {run.folder.name} started from",
-                f"model.path={model.path}", "bring it back, or go on all the same: accept=[reference]",
-            )  # fmt: skip
+        check_start(config, target, model.path, scored.facts["weights_sha256"])
         return scored
 
     def _score_once(self, target: Target, model: ModelConfig, data: DataConfig) -> Scored:
@@ -185,6 +176,18 @@ def check_drift(config: EvalConfig, target: Target, facts: Mapping[str, Any]) ->
                 f"the {name} of {target.name} is not what its run had", f"{key} in {target.run.folder}/manifest.json",
                 f"bring it back, or go on all the same: accept=[{name}]",
             )  # fmt: skip
+
+
+def check_start(config: EvalConfig, target: Target, path: str, weights_sha256: str) -> None:
+    """The model that a run started from must be what it was, unless the user names or accepts another."""
+    run = target.run
+    if run is None or config.reference is not None or "reference" in config.accept:
+        return
+    if run.manifest.get("model", {}).get("weights_sha256") != weights_sha256:
+        raise DilError(
+            f"{path} is not the model any more that the run {run.folder.name} started from", f"model.path={path}",
+            "bring it back, or go on all the same: accept=[reference]",
+        )  # fmt: skip
 
 
 def _same_pairs(a: Scored, b: Scored) -> None:

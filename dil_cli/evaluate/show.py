@@ -57,6 +57,8 @@ def _of_winrate(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         name, more = record["checkpoint"]["name"], record["more"]
         if more["unparsed"]:
             yield f"{name}: {more['unparsed']} of {record['pairs']} prompts have no verdict and do not count"
+        if more["cut_replies"]:
+            yield f"{name}: {more['cut_replies']} replies of the judge were cut at judge.max_tokens"
         first = more.get("first_shown_wins", 0.5)
         if abs(first - 0.5) > PARTIAL:
             yield f"{name}: the judge names the response shown first in {100 * first:.0f}% of its choices"

@@ -18,7 +18,7 @@ from dil_cli.evaluate.answers import Answers, answer, token_counts
 from dil_cli.evaluate.endpoint import EndpointJudge
 from dil_cli.evaluate.generate import sampling
 from dil_cli.evaluate.judge import Judge, Match, Outcome, choose_prompt
-from dil_cli.evaluate.likelihood import check_drift, pairs_seed
+from dil_cli.evaluate.likelihood import check_drift, check_start, pairs_seed
 from dil_cli.evaluate.local_judge import ScoreJudge
 from dil_cli.evaluate.scorers import check_there, is_here, load_scorer
 from dil_cli.evaluate.store import Lines, open_lines
@@ -63,7 +63,14 @@ class Winrate:
                 self._asked(to_answer).check()  # hours of generation would be for nothing without it
 
         ours = answer(config, target, model, data, seed, self.console, before=before)
-        theirs = None if rival is None else answer(config, *rival, data, seed, self.console, pairs=ours.pairs)
+        theirs = None
+        if rival is not None:
+
+            def same_start(facts: dict[str, Any], to_answer: Sequence[PreferencePair]) -> None:
+                if against is None:
+                    check_start(config, target, str(facts["path"]), facts["weights_sha256"])
+
+            theirs = answer(config, *rival, data, seed, self.console, pairs=ours.pairs, before=same_start)
         matches = self._matches(ours, theirs)
         judge: Judge = (
             self._asked(ours.pairs)
@@ -128,6 +135,7 @@ class Winrate:
         lengths = [token_counts(ours.tokenizer, [getattr(m, side) for m in matches]) for side in ("policy", "opponent")]
         metrics, intervals, more = summarise(outcomes, *lengths)
         cut = [not ours.responses[match.row].ended for match in matches]
+        more["same"] = sum(match.same for match in matches)
         more["cut_policy"] = float(np.mean(cut))
         if theirs is not None:
             more["cut_opponent"] = float(np.mean([not theirs.responses[match.row].ended for match in matches]))
@@ -178,6 +186,7 @@ def summarise(
         "ties": int((judged == 0.5).sum()),
         "losses": int((judged < 0.5).sum()),
         "unparsed": int(np.isnan(values).sum()),
+        "cut_replies": sum(outcome.cut for outcome in outcomes),
         "policy_longer": float((policy_P > opponent_P).mean()),
     }
     first = [won for outcome in outcomes for won in outcome.first_won]

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -287,6 +288,46 @@ def test_a_prompt_of_ones_own(serve, win, tmp_path: Path):
     assert len(server.bodies) == 8, "another prompt is another question"
 
 
+def test_posts_are_summarised_and_dialogues_go_on(serve, win, tmp_path: Path):
+    post = {"subreddit": "x", "title": "t", "post": "My cat left."}
+    row = {"summaries": [{"text": " Cat is gone. "}, {"text": " A dog. "}], "choice": 0}
+    rows = [row | {"info": post | {"title": f"t{i}"}} for i in range(8)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    server = serve(lambda number, question: "tie")
+    record = win(server)
+    assert record["judge"]["prompt"] == "summary"
+    assert record["pairs"] == len(server.questions) / 2 == 4
+    assert all("<post>\nSUBREDDIT: r/x\n\nTITLE: t" in q and "TL;DR" not in q for q in server.questions)
+    assert all("Cat is gone." in shown(question) for question in server.questions)
+
+    server = serve(lambda number, question: "tie")
+    record = win(server, "data=hh_sample", "data.path=hh_sample", "data.heldout_split=null", "benchmark.prompts=3")
+    assert record["judge"]["prompt"] == "dialogue"
+    assert all("<conversation>\nUser: " in question for question in server.questions)
+
+
+def test_replies_that_were_cut_are_told(serve, dil_here, match_words):
+    cut = json.dumps({"choices": [{"message": {"content": None}, "finish_reason": "length"}]}).encode()
+    server = serve(lambda number, question: ("raw", cut))
+    code, out, err = dil_here("eval", *match_words, f"judge.base_url={server.url}")
+    assert code == 0, err
+    assert "20 replies of the judge were cut at judge.max_tokens" in out
+
+
+def test_what_came_while_another_failed_is_kept(serve, dil_here, match_words, kept):
+    barrier = threading.Barrier(4)
+
+    def script(number: int, question: str):
+        barrier.wait(5)  # all four are on their way when one is refused
+        return ("status", 400, error("no")) if number == 3 else "tie"
+
+    server = serve(script)
+    code, _, err = dil_here("eval", *match_words, f"judge.base_url={server.url}", "judge.concurrency=4")
+    assert code == 2
+    assert f"{len(kept('verdicts'))} replies are kept" in err
+    assert len(server.bodies) < 9
+
+
 def test_a_run_against_its_start_and_in_the_report(serve, dil_here, small_run, tmp_path: Path):
     code, _, err = dil_here("train", *small_run, "loss=dpo", "optim.lr=3e-3")
     assert code == 0, err
@@ -313,6 +354,11 @@ def test_a_run_against_its_start_and_in_the_report(serve, dil_here, small_run, t
     assert "winrate/win_rate" in (tmp_path / "report" / "tables" / "evaluations.csv").read_text()
 
     manifest = json.loads((run / "manifest.json").read_text())
+    moved = manifest | {"model": manifest["model"] | {"weights_sha256": "0" * 64}}
+    (run / "manifest.json").write_text(json.dumps(moved))
+    code, _, err = dil_here("eval", f"checkpoint={run}", *words, "benchmark.opponent=reference")
+    assert code == 2
+    assert "accept=[reference]" in err
     (run / "manifest.json").write_text(json.dumps(manifest | {"template_sha256": "0" * 64}))
     code, _, err = dil_here("eval", f"checkpoint={run}", *words)
     assert code == 2
