@@ -11,6 +11,7 @@ import os
 import queue
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 LONGEST_WAIT_S = 60.0
 CHECK_RETRIES, CHECK_TIMEOUT_S = 2, 10.0
 """A wrong address shall show at once; a server that was there and went away is given more time."""
+
+GRACE_S = 10.0
+"""Once one request has failed for good, those on their way have so long to come."""
 
 ORDERS = ("policy first", "opponent first")
 NEWER_LIMIT = "max_completion_tokens"
@@ -173,38 +177,41 @@ class Endpoint:
         waiting: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
         for question in questions.items():
             waiting.put(question)
-        done: queue.SimpleQueue[tuple[str, Reply | Exception]] = queue.SimpleQueue()
+        done: queue.SimpleQueue[tuple[str, Reply | Exception] | None] = queue.SimpleQueue()
 
         def work() -> None:
-            while not self._stop.is_set():
-                try:
+            name = ""
+            try:
+                while not self._stop.is_set():
                     name, text = waiting.get_nowait()
-                except queue.Empty:
-                    return
-                try:
                     done.put((name, self.ask(text)))
-                except _Stopped:
-                    return
-                except Exception as error:
-                    done.put((name, error))
-                    return
+            except (queue.Empty, _Stopped):
+                pass
+            except Exception as error:
+                done.put((name, error))
+            finally:
+                done.put(None)
 
         self._stop.clear()
+        working = min(self.config.concurrency, len(questions))
         # Daemons: Ctrl-C shall not wait for a server that has nothing to say.
-        for _ in range(min(self.config.concurrency, len(questions))):
+        for _ in range(working):
             threading.Thread(target=work, daemon=True).start()
         failure: Exception | None = None
+        grace: float | None = None
         try:
-            for _ in questions:
+            while working:
                 try:
-                    name, reply = done.get(block=failure is None)
+                    answer = done.get(timeout=None if grace is None else max(0.0, grace - time.monotonic()))
                 except queue.Empty:
                     break
-                if not isinstance(reply, Exception):
-                    yield name, reply  # also what came while another failed: it may have been paid for
-                    continue
-                failure = failure or reply
-                self._stop.set()
+                if answer is None:
+                    working -= 1
+                elif not isinstance(answer[1], Exception):
+                    yield answer[0], answer[1]  # also after a failure: it may have been paid for
+                elif failure is None:
+                    failure, grace = answer[1], time.monotonic() + GRACE_S
+                    self._stop.set()
         finally:
             self._stop.set()
         if isinstance(failure, DilError):

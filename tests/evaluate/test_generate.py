@@ -50,18 +50,19 @@ def respond(policy: Policy, folder: Path, **benchmark) -> list[str]:
 
 
 @torch.no_grad()
-def by_hand(policy: Policy, prompt: np.ndarray) -> str:
+def by_hand(policy: Policy, prompt: np.ndarray) -> list[int]:
     ids = prompt.tolist()
     for _ in range(NEW):
         ids.append(int(policy.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
         if ids[-1] == policy.tokenizer.eos_token_id:
             ids.pop()
             break
-    return policy.tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True)
+    return ids[len(prompt) :]
 
 
 def test_the_likeliest_tokens_in_any_batch(policy: Policy, tmp_path: Path):
-    expected = [by_hand(policy, prompt) for prompt in PROMPTS.values()]
+    tokens = [by_hand(policy, prompt) for prompt in PROMPTS.values()]
+    expected = [policy.tokenizer.decode(ids, skip_special_tokens=True) for ids in tokens]
     assert len(set(expected)) == len(expected)
     for batch_size in (1, 3, 16):
         assert respond(policy, tmp_path, batch_size=batch_size) == expected
@@ -74,19 +75,23 @@ def test_draws_do_not_depend_on_the_batch(policy: Policy, tmp_path: Path):
     assert respond(policy, tmp_path, batch_size=4) != drawn[0]
 
 
-def test_a_response_ends_at_eos(policy: Policy, tmp_path: Path, monkeypatch):
-    first = respond(policy, tmp_path)
-    (token, *_) = policy.tokenizer(first[2][1:], add_special_tokens=False)["input_ids"]
-    # As a model does that has an end of turn beside the tokenizer's EOS.
-    monkeypatch.setattr(policy.model.generation_config, "eos_token_id", [token])
+def test_a_response_ends_at_any_end(policy: Policy, tmp_path: Path, monkeypatch):
+    tokens = {row: by_hand(policy, prompt) for row, prompt in PROMPTS.items()}
+    longest = max(tokens, key=lambda row: len(tokens[row]))
+    end = tokens[longest][4]
+    # As a model has it with an end of turn beside the tokenizer's EOS.
+    monkeypatch.setattr(policy.model.generation_config, "eos_token_id", [end])
     with open_lines(tmp_path / "ends.jsonl") as store:
         found = writer(policy).respond(PROMPTS, store, make_console())
-    assert found[2].ended
-    assert found[2].tokens < NEW
-    assert first[2].startswith(found[2].text)
-    whole = [row for row, response in found.items() if not response.ended]
-    assert whole
-    assert all(found[row].tokens == NEW for row in whole)
+    assert found[longest].tokens <= 4
+    for row, ids in tokens.items():
+        kept = ids[: ids.index(end)] if end in ids else ids
+        assert (found[row].text, found[row].tokens) == (
+            policy.tokenizer.decode(kept, skip_special_tokens=True),
+            len(kept),
+        )
+        assert found[row].ended == (len(kept) < NEW)
+    assert not all(response.ended for response in found.values())
 
 
 def test_what_is_stored_is_not_generated_again(policy: Policy, tmp_path: Path, monkeypatch):
