@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -53,11 +52,9 @@ def load_scorer(config: EvalConfig, data: DataConfig, console: ConsoleSink) -> S
         return (_reward_model if isinstance(judge, RewardModelJudge) else _logprob)(config, data, console)
 
 
-def is_here(judge: object) -> bool:
-    """Whether a judge needs no hub."""
-    if not isinstance(judge, LocalJudge):
-        return True
-    return judge.path.startswith("bundled:") or Path(judge.path).expanduser().is_dir()
+def judge_paths(judge: object) -> list[str]:
+    """The models that must be read for a judge."""
+    return [judge.path] if isinstance(judge, LocalJudge) else []
 
 
 def check_there(judge: object) -> None:

@@ -15,16 +15,16 @@ from dil_cli.config.judging import OpenAIJudge, Opponent, WinrateConfig
 from dil_cli.config.schema import EvalConfig, ModelConfig
 from dil_cli.errors import DilError
 from dil_cli.evaluate.answers import Answers, answer, token_counts
-from dil_cli.evaluate.endpoint import EndpointJudge
+from dil_cli.evaluate.chat_judge import ChatJudge
 from dil_cli.evaluate.generate import sampling
 from dil_cli.evaluate.judge import Judge, Match, Outcome, choose_prompt
 from dil_cli.evaluate.likelihood import check_drift, check_start, pairs_seed
 from dil_cli.evaluate.local_judge import ScoreJudge
-from dil_cli.evaluate.scorers import check_there, is_here, load_scorer
+from dil_cli.evaluate.scorers import check_there, judge_paths, load_scorer
 from dil_cli.evaluate.store import Lines, open_lines
 from dil_cli.evaluate.target import Target, data_config, find_targets, model_config, start_config
 from dil_cli.report.intervals import bootstrap, sign_flip_p, wilson
-from dil_cli.train.ready import stay_offline_if_local
+from dil_cli.train.ready import is_local, stay_offline_if_local
 
 if TYPE_CHECKING:
     from dil_cli.dynamics.statistics import Float64
@@ -52,10 +52,10 @@ class Winrate:
         config = self.config
         data, seed = data_config(config, target), pairs_seed(config, target)
         model = model_config(config, target)
-        if is_here(config.judge):
-            stay_offline_if_local(model.path, data)
-        check_there(config.judge)
         rival = self._rival(target, model, against)
+        check_there(config.judge)
+        models = [model.path, *([] if rival is None else [rival[1].path]), *judge_paths(config.judge)]
+        stay_offline_if_local(next((path for path in models if not is_local(path)), model.path), data)
 
         def before(facts: dict[str, Any], to_answer: Sequence[PreferencePair]) -> None:
             check_drift(config, target, facts)
@@ -81,9 +81,9 @@ class Winrate:
             outcomes = self._judged(judge, matches, store)
         return self._record(target, ours, theirs, judge, matches, outcomes)
 
-    def _asked(self, pairs: Sequence[PreferencePair]) -> EndpointJudge:
+    def _asked(self, pairs: Sequence[PreferencePair]) -> ChatJudge:
         judge: OpenAIJudge = self.config.judge
-        return EndpointJudge(judge, choose_prompt(judge.prompt, [pair.prompt for pair in pairs]))
+        return ChatJudge(judge, choose_prompt(judge.prompt, [pair.prompt for pair in pairs]))
 
     def _judged(self, judge: Judge, matches: Sequence[Match], store: Lines) -> list[Outcome]:
         missing = judge.missing(matches, store)

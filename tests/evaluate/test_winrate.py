@@ -278,6 +278,14 @@ def test_a_judge_belongs_to_a_win_rate(dil_here, match_words):
     assert "only benchmark=winrate asks a judge" in err
 
 
+def test_without_the_openai_package(dil_here, match_words, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openai", None)
+    code, _, err = dil_here("eval", *match_words)
+    assert code == 2
+    assert err.splitlines()[0] == "error: judge=openai needs the openai package"
+    assert err.splitlines()[2] == "fix:   pip install 'dil[judge]'"
+
+
 def test_a_prompt_of_ones_own(serve, win, tmp_path: Path):
     (tmp_path / "mine.txt").write_text("Q {prompt} 1 {a} 2 {b} 3 {not a place}")
     server = serve(lambda number, question: "tie")
