@@ -20,7 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
-from dil_cli.config import custom, schema
+from dil_cli.config import custom, judging, schema
 from dil_cli.config.arguments import split_argv
 from dil_cli.config.explain import check_keys, explained
 from dil_cli.config.help import ROOTS
@@ -44,6 +44,9 @@ def register_schemas() -> None:
     for name, node in schema.ROOTS.items():
         store.store(group="schema", name=name, node=node)
     store.store(group="schema/benchmark", name="likelihood", node=schema.LikelihoodConfig)
+    store.store(group="schema/benchmark", name="winrate", node=judging.WinrateConfig)
+    for name, judge in judging.JUDGES.items():
+        store.store(group="schema/judge", name=name, node=judge)
     for name in ("model", "data", "optim", "tracker"):
         store.store(group="schema", name=name, node=getattr(schema, f"{name.capitalize()}Config"))
     store.repo["schema"].pop("loss", None)  # an earlier command of this process may have brought its own

@@ -37,9 +37,11 @@ def explained(command: str = "train", argv: Sequence[str] = ()) -> Iterator[None
     except MissingConfigException as error:
         raise _missing_choice(error, command, argv) from error
     except OverrideParseException as error:
+        key, equals, _ = str(error.override).partition("=")
+        shown = f"{key}=***" if equals and key.lstrip("+").startswith("judge.") else error.override  # it may hold a key
         raise DilError(
-            f"'{error.override}' is not of the form key=value",
-            where=f"dil {command} {error.override}",
+            f"'{shown}' is not of the form key=value",
+            where=f"dil {command} {shown}",
             fix="key=value; quote what the shell or Hydra would split: 'data.path=\"my file.jsonl\"'",
         ) from error
     except HydraException as error:
@@ -81,6 +83,12 @@ def unknown_key(key: str, command: str, value: str = "", owner: type | None = No
         owner: the dataclass of the group it was looked for in, if that is known.
     """
     group, _, leaf = key.rpartition(".")
+    if group == "judge" and value and any(word in leaf.lower() for word in ("key", "token", "secret", "password")):
+        return DilError(
+            f"no key '{key}' here; what it was set to may be a secret, and is shown nowhere",
+            f"dil {command} {key}=***",
+            "export OPENAI_API_KEY=..., or the variable that judge.key_env names",
+        )  # fmt: skip
     prefix = f"{group}." if group else ""
     fields = dataclasses.fields(owner) if owner is not None and dataclasses.is_dataclass(owner) else ()
     siblings = [f.name for f in fields]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from dil_cli.config.judging import check_judge
 from dil_cli.errors import DilError, require, require_positive
 
 
@@ -329,7 +330,8 @@ class EvalConfig:
 
     `checkpoint`: a run, a checkpoint, a sweep, a folder that holds runs, a model folder or a hub id. `against`: another
     one to compare with, pair by pair. `reference`: the model that changes are relative to; null is the one that the run
-    started from. `accept` names what may have drifted since the run: data, template, tokenizer, reference.
+    started from. `accept` names what may have drifted since the run: data, template, tokenizer, reference. `judge` is
+    of benchmark=winrate alone (`judging.py`).
     """
 
     checkpoint: str
@@ -341,6 +343,7 @@ class EvalConfig:
     device: Device = Device.auto
     precision: Precision = Precision.auto
     benchmark: Any
+    judge: Any = None
     data: DataConfig | None = None
     model: ReadConfig = field(default_factory=ReadConfig)
 
@@ -349,6 +352,7 @@ class EvalConfig:
         known = ("data", "template", "tokenizer", "reference")
         unknown = [name for name in self.accept if name not in known]
         require(not unknown, "accept", unknown, f"name some of {', '.join(known)}", "[data]")
+        check_judge(self.benchmark, self.judge, self.against, self.reference)
 
 
 ROOTS = {"train": TrainConfig, "sweep": TrainConfig, "eval": EvalConfig}

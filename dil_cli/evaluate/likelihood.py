@@ -78,7 +78,7 @@ class Likelihood:
         model, data = model_config(config, target), data_config(config, target)
         start = self._start(target, data)
         scored = _score(config, target, model, data, self.console)
-        _check_drift(config, target, scored.facts)
+        check_drift(config, target, scored.facts)
         logps = scored.logps
         if start is not None:
             _same_pairs(scored, start)
@@ -111,31 +111,22 @@ class Likelihood:
 
     def _start(self, target: Target, data: DataConfig) -> Scored | None:
         """The pairs under the model that changes are relative to; None where the checkpoint has no run."""
-        config, run = self.config, target.run
+        config = self.config
         model = start_config(config, target)
         if model is None:
             return None
         scored = self._score_once(replace(target, name=model.path, path=model.path), model, data)
-        checked = config.reference is None and "reference" not in config.accept
-        if (
-            run is not None
-            and checked
-            and run.manifest.get("model", {}).get("weights_sha256") != scored.facts["weights_sha256"]
-        ):
-            raise DilError(
-                f"{model.path} is not the model any more that the run {run.folder.name} started from",
-                f"model.path={model.path}", "bring it back, or go on all the same: accept=[reference]",
-            )  # fmt: skip
+        check_start(config, target, model.path, scored.facts["weights_sha256"])
         return scored
 
     def _score_once(self, target: Target, model: ModelConfig, data: DataConfig) -> Scored:
-        key = repr((model, data, _seed(self.config, target)))
+        key = repr((model, data, pairs_seed(self.config, target)))
         if key not in self._known:
             self._known[key] = _score(self.config, target, model, data, self.console)
         return self._known[key]
 
 
-def _seed(config: EvalConfig, target: Target) -> int:
+def pairs_seed(config: EvalConfig, target: Target) -> int:
     """Of the pairs that are held out: the run's."""
     return config.seed if target.run is None else target.run.seed
 
@@ -148,7 +139,7 @@ def _needs_rejected(target: Target) -> bool:
 
 def _score(config: EvalConfig, target: Target, model: ModelConfig, data: DataConfig, console: ConsoleSink) -> Scored:
     stay_offline_if_local(model.path, data)
-    seed = _seed(config, target)
+    seed = pairs_seed(config, target)
     splits = load_pairs(data, seed, _needs_rejected(target))
     ready = ready_policy(model, data, config.device, config.precision, model.token_budget, console)
     tokenizer = ready.policy.tokenizer
@@ -173,7 +164,7 @@ def _score(config: EvalConfig, target: Target, model: ModelConfig, data: DataCon
     return Scored(target.name, pairs, logps, facts)
 
 
-def _check_drift(config: EvalConfig, target: Target, facts: Mapping[str, Any]) -> None:
+def check_drift(config: EvalConfig, target: Target, facts: Mapping[str, Any]) -> None:
     """What the numbers depend on must be what the run had, unless the user accepts another."""
     if target.run is None:
         return
@@ -185,6 +176,18 @@ def _check_drift(config: EvalConfig, target: Target, facts: Mapping[str, Any]) -
                 f"the {name} of {target.name} is not what its run had", f"{key} in {target.run.folder}/manifest.json",
                 f"bring it back, or go on all the same: accept=[{name}]",
             )  # fmt: skip
+
+
+def check_start(config: EvalConfig, target: Target, path: str, weights_sha256: str) -> None:
+    """The model that a run started from must be what it was, unless the user names or accepts another."""
+    run = target.run
+    if run is None or config.reference is not None or "reference" in config.accept:
+        return
+    if run.manifest.get("model", {}).get("weights_sha256") != weights_sha256:
+        raise DilError(
+            f"{path} is not the model any more that the run {run.folder.name} started from", f"model.path={path}",
+            "bring it back, or go on all the same: accept=[reference]",
+        )  # fmt: skip
 
 
 def _same_pairs(a: Scored, b: Scored) -> None:

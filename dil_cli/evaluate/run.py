@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Protocol
 
 from dil_cli.artifacts.manifest import environment
 from dil_cli.config.identity import plain
-from dil_cli.config.schema import EvalConfig
+from dil_cli.config.judging import WinrateConfig
+from dil_cli.config.schema import EvalConfig, LikelihoodConfig
 from dil_cli.errors import DilError
 from dil_cli.evaluate.likelihood import Likelihood
 from dil_cli.evaluate.show import show
-from dil_cli.evaluate.target import find_targets
+from dil_cli.evaluate.target import Target, find_targets
+from dil_cli.evaluate.winrate import Winrate
 from dil_cli.files import write_json
-from dil_cli.tracking.console import make_console
+from dil_cli.tracking.console import ConsoleSink, make_console
+
+
+class Measure(Protocol):
+    """What is measured of checkpoints; one object for all of a command."""
+
+    def evaluate(self, target: Target, against: Target | None = None) -> dict[str, Any]:
+        """The record of one checkpoint."""
+
+
+MEASURES: dict[type, Callable[[EvalConfig, ConsoleSink], Measure]] = {
+    LikelihoodConfig: Likelihood,
+    WinrateConfig: Winrate,
+}
+"""What measures a checkpoint, by the dataclass of `benchmark=`."""
 
 
 def run(config: EvalConfig, chosen: Path | None = None) -> int:
@@ -31,7 +49,7 @@ def run(config: EvalConfig, chosen: Path | None = None) -> int:
     console = make_console()
     records = []
     try:
-        measure = Likelihood(config, console)
+        measure = MEASURES[type(config.benchmark)](config, console)
         for target in targets:
             record = measure.evaluate(target, *others)
             record |= {"config": plain(config), "environment": environment()}

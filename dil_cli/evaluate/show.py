@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 COLUMNS = {
     "logps/chosen": "chosen", "logps/rejected": "rejected", "prefers_chosen": "prefers chosen",
     "delta/chosen": "chosen change", "delta/rejected": "rejected change", "delta/margin": "margin change",
     "accuracy": "margin grew", "chosen_cost": "chosen_cost",
+    "win_rate": "win rate", "tie_rate": "ties", "unparsed": "no verdict", "length_policy": "tokens",
+    "length_opponent": "opponent's",
 }  # fmt: skip
-WITH_INTERVAL = ("delta/chosen", "delta/margin", "accuracy")
+WITH_INTERVAL = ("delta/chosen", "delta/margin", "accuracy", "win_rate")
 """Columns that show theirs; the record has all."""
 
-SHARES = ("prefers_chosen", "accuracy")
+SHARES = ("prefers_chosen", "accuracy", "win_rate", "tie_rate", "unparsed")
+
+PARTIAL = 0.2
+"""A judge this far from choosing each place half of the time is said to be partial to one."""
 
 
 def show(records: Sequence[Mapping[str, Any]]) -> None:
@@ -24,6 +29,10 @@ def show(records: Sequence[Mapping[str, Any]]) -> None:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
     console.print()
     console.print(_table([(record["checkpoint"]["name"], record) for record in records], "checkpoint"))
+    if records[0]["benchmark"] == "winrate":
+        for line in _of_winrate(records):
+            console.print(line, soft_wrap=True)
+        return
     if len(records) == 1 and len(records[0]["by_length"]) > 1:
         rows = [(f"{b['tokens'][0]} to {b['tokens'][1]}", b) for b in records[0]["by_length"]]
         console.print()
@@ -39,6 +48,24 @@ def show(records: Sequence[Mapping[str, Any]]) -> None:
     )
 
 
+def _of_winrate(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Who played and who judged, and what would make the rates worth little."""
+    judge = records[0]["judge"]
+    by = f"{judge['name']} {judge.get('model', judge.get('path'))}"
+    yield f"Against {records[0]['opponent']['name']}, judged by {by}. Brackets: 95 % (Wilson) over the prompts."
+    for record in records:
+        name, more = record["checkpoint"]["name"], record["more"]
+        if more["unparsed"]:
+            yield f"{name}: {more['unparsed']} of {record['pairs']} prompts have no verdict and do not count"
+        if more["cut_replies"]:
+            yield f"{name}: {more['cut_replies']} replies of the judge were cut at judge.max_tokens"
+        first = more.get("first_shown_wins", 0.5)
+        if abs(first - 0.5) > PARTIAL:
+            yield f"{name}: the judge names the response shown first in {100 * first:.0f}% of its choices"
+        if more["cut_policy"] > 0:
+            yield f"{name}: {100 * more['cut_policy']:.0f}% of the responses were cut at benchmark.max_new_tokens"
+
+
 def _table(rows: Sequence[tuple[str, Mapping[str, Any]]], head: str) -> Any:
     from rich import box
     from rich.table import Table
@@ -46,7 +73,9 @@ def _table(rows: Sequence[tuple[str, Mapping[str, Any]]], head: str) -> Any:
     there = [name for name in COLUMNS if any(name in row["metrics"] for _, row in rows)]
     table = Table(box=box.ASCII2, show_edge=False, pad_edge=False)
     table.add_column(head)
-    table.add_column("pairs", justify="right")
+    table.add_column(
+        "prompts" if any("length_policy" in row["metrics"] for _, row in rows) else "pairs", justify="right"
+    )
     for name in there:
         table.add_column(COLUMNS[name], justify="right")
     for label, row in rows:
@@ -69,4 +98,6 @@ def _cell(name: str, value: float | None, interval: Sequence[float] | None) -> s
 def _number(name: str, value: float) -> str:
     if name in SHARES:
         return f"{100 * value:.0f}%"
+    if name.startswith("length_"):
+        return f"{value:.0f}"
     return f"{value:+.3f}" if name.startswith("delta/") else f"{value:.2f}" if name == "chosen_cost" else f"{value:.3f}"

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from statistics import NormalDist
 
 import numpy as np
 
@@ -89,6 +90,19 @@ def bootstrap(
         return Interval(value, None, None, pairs)
     low, high = np.quantile(drawn_R, [0.5 - level / 2, 0.5 + level / 2])
     return Interval(value, float(low), float(high), pairs)
+
+
+def wilson(mean: float, n: int, level: float = 0.95) -> Interval:
+    """Wilson's score interval of a share of n, which keeps a width where all or none won.
+
+    Values between 0 and 1 may be among them: no such sample varies more than one of wins and losses with its mean.
+    """
+    if n == 0:
+        raise ValueError("an interval of no values")
+    z = NormalDist().inv_cdf(0.5 + level / 2)
+    middle = (mean + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(mean * (1 - mean) / n + z * z / (4 * n * n))
+    return Interval(mean, max(0.0, middle - half), min(1.0, middle + half), n)
 
 
 def sign_flip_p(differences_P: Float64, seed: int = 0) -> float:

@@ -60,10 +60,14 @@ def ready_policy(
     return Ready(policy, compute, f"{path}; float32 products: {matmul}")
 
 
+def is_local(model_path: str) -> bool:
+    """Whether a model is on this machine by its name alone."""
+    return model_path.startswith("bundled:") or Path(model_path).expanduser().is_dir()
+
+
 def stay_offline_if_local(model_path: str, data: DataConfig) -> None:
     """No library shall look for the hub when neither model nor data is there; before they are imported."""
-    local_model = model_path.startswith("bundled:") or Path(model_path).expanduser().is_dir()
-    if local_model and data.source is not DataSource.hub:
+    if is_local(model_path) and data.source is not DataSource.hub:
         hub.work_offline()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
