@@ -40,7 +40,8 @@ def register_schemas() -> None:
     store = ConfigStore.instance()
     for name, node in schema.ROOTS.items():
         store.store(group="schema", name=name, node=node)
-    store.store(group="schema/benchmark", name="likelihood", node=schema.LikelihoodConfig)
+    for name, benchmark in schema.BENCHMARKS.items():
+        store.store(group="schema/benchmark", name=name, node=benchmark)
     for name in ("model", "data", "optim", "tracker"):
         store.store(group="schema", name=name, node=getattr(schema, f"{name.capitalize()}Config"))
     store.repo["schema"].pop("loss", None)  # an earlier command of this process may have brought its own

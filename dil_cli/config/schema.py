@@ -59,6 +59,13 @@ class Schedule(str, Enum):
     constant = "constant"
 
 
+class Backend(str, Enum):
+    """What computes a benchmark's answers."""
+
+    hf = "hf"
+    vllm = "vllm"
+
+
 class WandbMode(str, Enum):
     """auto is online where a key is configured, else offline."""
 
@@ -324,15 +331,83 @@ class LikelihoodConfig:
 
 
 @dataclass(kw_only=True)
+class Recipe:
+    """One benchmark as lm-eval has it.
+
+    `task`: its name there, of a task, group or tag. `shots`: solved examples in the prompt (null: as lm-eval has it).
+    `metrics`: those to keep, in lm-eval's spelling without `,none`, the one to show first (none: all). `questions`: how
+    many the whole benchmark has, so that a score on fewer says so.
+    """
+
+    task: str
+    shots: int | None = None
+    metrics: list[str] = field(default_factory=list)
+    questions: int | None = None
+
+    def __post_init__(self) -> None:
+        require(self.shots is None or self.shots >= 0, "shots", self.shots, "be 0 or more, or null", 5)
+
+
+@dataclass(kw_only=True)
+class HarnessConfig:
+    """Benchmarks through lm-eval, each with a record of its own.
+
+    `tasks`: name to recipe; where there are none, `task` is one by lm-eval's name. `shots`: instead of the recipes'.
+    `root`: a folder with the data sets by hub id, nothing then comes from the hub. `limit`: only the first questions of
+    each task. `chat_template`: null uses one where the checkpoint has one. `max_length`: tokens of prompt and answer
+    (null: what the model takes). `tensor_parallel` and `gpu_memory` (the part of it) are vllm's.
+    """
+
+    name: str
+    tasks: dict[str, Recipe] = field(default_factory=dict)
+    task: str | None = None
+    shots: int | None = None
+    root: str | None = None
+    backend: Backend = Backend.hf
+    batch_size: int | str = 8
+    limit: int | None = None
+    chat_template: bool | None = None
+    max_length: int | None = None
+    tensor_parallel: int = 1
+    gpu_memory: float = 0.9
+
+    def __post_init__(self) -> None:
+        if self.tasks:
+            require(self.task is None, "benchmark.task", self.task, f"stay null with benchmark={self.name}", "null")
+        elif not self.task:
+            raise DilError("benchmark.task must be set", "benchmark.task", "benchmark.task=hellaswag")
+        size = self.batch_size
+        require(size == "auto" or (isinstance(size, int) and size > 0), "benchmark.batch_size", size,
+                "be above 0, or auto", 8)  # fmt: skip
+        for key in ("limit", "max_length"):
+            value = getattr(self, key)
+            require(value is None or value > 0, f"benchmark.{key}", value, "be above 0 or null", "null")
+        require(self.shots is None or self.shots >= 0, "benchmark.shots", self.shots, "be 0 or more, or null", 5)
+        require(self.tensor_parallel > 0, "benchmark.tensor_parallel", self.tensor_parallel, "be above 0", 1)
+        require(0 < self.gpu_memory <= 1, "benchmark.gpu_memory", self.gpu_memory, "be above 0 and at most 1", 0.9)
+        if self.backend is Backend.hf:
+            for key, default in (("tensor_parallel", 1), ("gpu_memory", 0.9)):
+                value = getattr(self, key)
+                must = f"stay {default} unless benchmark.backend=vllm"
+                require(value == default, f"benchmark.{key}", value, must, default)
+
+    def recipes(self) -> dict[str, Recipe]:
+        """Name of the record to recipe, in the order in which they are run."""
+        return dict(self.tasks) or {str(self.task): Recipe(task=str(self.task))}
+
+
+@dataclass(kw_only=True)
 class EvalConfig:
     """Everything `dil eval` needs.
 
     `checkpoint`: a run, a checkpoint, a sweep, a folder that holds runs, a model folder or a hub id. `against`: another
     one to compare with, pair by pair. `reference`: the model that changes are relative to; null is the one that the run
-    started from. `accept` names what may have drifted since the run: data, template, tokenizer, reference.
+    started from. `accept` names what may have drifted since the run: data, template, tokenizer, reference. `stage`: say
+    what to download into this folder for a machine without a network, and stop; it needs no checkpoint.
     """
 
-    checkpoint: str
+    checkpoint: str | None = None
+    stage: str | None = None
     against: str | None = None
     reference: str | None = None
     accept: list[str] = field(default_factory=list)
@@ -345,11 +420,34 @@ class EvalConfig:
     model: ReadConfig = field(default_factory=ReadConfig)
 
     def __post_init__(self) -> None:
-        require(bool(self.checkpoint), "checkpoint", repr(self.checkpoint), "name a run or a model", "outputs/RUN")
+        if self.checkpoint is None and self.stage is None:
+            raise DilError("checkpoint must be set", "checkpoint", "checkpoint=outputs/RUN, or a hub id")
+        require(self.checkpoint != "", "checkpoint", "empty", "name a run or a model", "outputs/RUN")
         known = ("data", "template", "tokenizer", "reference")
         unknown = [name for name in self.accept if name not in known]
         require(not unknown, "accept", unknown, f"name some of {', '.join(known)}", "[data]")
+        harness = isinstance(self.benchmark, HarnessConfig)
+        require(harness or self.stage is None, "benchmark", getattr(self.benchmark, "name", ""),
+                "be one that needs downloads where --stage is given", "paper")  # fmt: skip
+        if harness:
+            self._check_unused()
+
+    def _check_unused(self) -> None:
+        """A benchmark of lm-eval has its own questions and prompts; what says how pairs are read is refused."""
+        plain = ReadConfig()
+        pairs_only = ("dtype", "attention", "max_length", "max_prompt_length", "token_budget")
+        given = {f"model.{key}": getattr(self.model, key) for key in pairs_only}
+        given = {key: value for key, value in given.items() if value != getattr(plain, key.removeprefix("model."))}
+        given |= {key: getattr(self, key) for key in ("against", "reference", "accept") if getattr(self, key)}
+        given |= {} if self.data is None else {"data": self.data.path}
+        for key, value in given.items():
+            instead = {"model.max_length": "benchmark.max_length", "model.dtype": "precision"}.get(key)
+            fix = f"{instead}=..." if instead else f"leave {key} out"
+            raise DilError(f"{key} is of benchmark=likelihood, this one does not read it", f"{key}={value}", fix)
 
 
 ROOTS = {"train": TrainConfig, "sweep": TrainConfig, "eval": EvalConfig}
 """The whole config of each command that composes one."""
+
+BENCHMARKS = {"likelihood": LikelihoodConfig, "harness": HarnessConfig}
+"""Schemas that the YAML of `benchmark=` inherits."""

@@ -62,10 +62,14 @@ def ready_policy(
 
 def stay_offline_if_local(model_path: str, data: DataConfig) -> None:
     """No library shall look for the hub when neither model nor data is there; before they are imported."""
-    local_model = model_path.startswith("bundled:") or Path(model_path).expanduser().is_dir()
-    if local_model and data.source is not DataSource.hub:
+    if is_local(model_path) and data.source is not DataSource.hub:
         hub.work_offline()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def is_local(model_path: str) -> bool:
+    """Whether the model ships with dil or is a folder here."""
+    return model_path.startswith("bundled:") or Path(model_path).expanduser().is_dir()
 
 
 def pick_device(device: Device) -> torch.device:
