@@ -120,10 +120,9 @@ def _notes(records: Sequence[Mapping[str, Any]]) -> list[str]:
         questions, prompts = record["questions"], record["prompts"]
         whole = questions["whole"] or questions["there"]
         if questions["scored"] < whole:
-            why = "limit" if questions["there"] >= whole else "the data is not whole"
-            seen[f"{record['benchmark']}: {questions['scored']:,} of {whole:,} questions ({why}), not comparable."] = (
-                None
-            )
+            lack = f", the data has {questions['there']:,}" if questions["there"] < whole else ""
+            part = f"{questions['scored']:,} of {whole:,} questions{lack}"
+            seen[f"{record['benchmark']}: {part}; not comparable with scores on all."] = None
         if prompts["cut"]:
             beside = f"{prompts['cut']:,} of {prompts['number']:,} prompts lost their beginning"
             seen[f"{record['benchmark']}: {beside}, longer than {record['checkpoint']['max_length']} tokens."] = None

@@ -146,7 +146,7 @@ def _load_error(error: Exception, config: HarnessConfig, task: str, data: list[s
     named = ", ".join(data) or task
     if config.root is None and not hub.reachable():
         return DilError(
-            f"the data of {task} ({named}) is not on this machine and the hub cannot be reached (offline)",
+            f"the data of {task} ({named}) is not here and the hub cannot be reached (offline)",
             "benchmark.root=null", f"dil eval --stage DIR {words(config)}, then benchmark.root=DIR",
         )  # fmt: skip
     where = f"benchmark.root={config.root}" if config.root is not None else f"benchmark.task={task}"
