@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from dil_cli.config.schema import HarnessConfig
-from dil_cli.evaluate.data_root import needed_data
+from dil_cli.evaluate.data_root import needed_data, words
 from dil_cli.evaluate.tasks import find_tasks, import_lm_eval
 
 
@@ -27,14 +28,18 @@ def staging(config: HarnessConfig, folder: str, models: list[str]) -> str:
     for name, recipe in recipes.items():
         for path in needed_data(manager, recipe.task):
             by_set.setdefault(path, []).append(name)
+    root = folder.rstrip("/")
     lines = [f"# For benchmark={config.name}, lm-eval {lm_eval.__version__}. Where there is a network:"]
     for path, names in by_set.items():
-        place = f"{folder.rstrip('/')}/{path}"
-        there = Path(place).expanduser().is_dir()
-        command = f"hf download {path} --repo-type dataset --local-dir {place}"
+        there = Path(f"{root}/{path}").expanduser().is_dir()
+        command = f"hf download {path} --repo-type dataset --local-dir {_quoted(f'{root}/{path}')}"
         lines.append(f"# {path} is there ({', '.join(names)})" if there else f"{command}  # {', '.join(names)}")
-    lines += [f"hf download {model} --local-dir {folder.rstrip('/')}/{model}  # the model" for model in models]
-    here = "".join(f" checkpoint={folder.rstrip('/')}/{model}" for model in models[:1]) or " checkpoint=..."
-    task = f" benchmark.task={config.task}" if config.task else ""
-    lines.append(f"# Then, without one: dil eval{here} benchmark={config.name}{task} benchmark.root={folder}")
+    lines += [f"hf download {model} --local-dir {_quoted(f'{root}/{model}')}  # the model" for model in models]
+    checkpoint = f"{root}/{models[0]}" if models else "..."
+    lines.append(f"# Then, without one: dil eval checkpoint={checkpoint} {words(config)} benchmark.root={folder}")
     return "\n".join(lines)
+
+
+def _quoted(path: str) -> str:
+    """For the shell; a home folder stays `~`, which the shell must see."""
+    return f"~/{shlex.quote(path[2:])}" if path.startswith("~/") else shlex.quote(path)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +56,12 @@ def import_lm_eval() -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars of other packages: dil shows its own."""
+    """No progress bars and complaints of other packages: dil has its own."""
     from tqdm.std import tqdm
 
+    log = logging.getLogger("datasets")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
     bar: Any = tqdm
     begin = bar.__init__
 
@@ -69,6 +73,7 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         bar.__init__ = begin
+        log.setLevel(level)
 
 
 def load_benchmarks(config: HarnessConfig, cache: Path) -> list[Loaded]:
@@ -122,11 +127,10 @@ def find_tasks(lm_eval: Any, recipes: Mapping[str, Recipe]) -> Any:
     Raises:
         DilError: for one that lm-eval does not have.
     """
-    folder = Path(lm_eval.tasks.__file__).parent
     names = [recipe.task for recipe in recipes.values()]
-    manager = lm_eval.tasks.TaskManager(include_defaults=False, include_path=[str(folder / name) for name in QUICK])
+    manager = _manager(QUICK)
     if any(name not in manager.task_index for name in names):
-        manager = lm_eval.tasks.TaskManager()
+        manager = _manager(None)
     for name in names:
         if name not in manager.task_index:
             close = get_close_matches(name, manager.all_tasks, n=1)
@@ -136,6 +140,16 @@ def find_tasks(lm_eval: Any, recipes: Mapping[str, Recipe]) -> Any:
                 f"benchmark.task={name}", f"benchmark.task={close[0]}" if close else "lm-eval ls tasks lists them",
             )  # fmt: skip
     return manager
+
+
+@cache
+def _manager(folders: tuple[str, ...] | None) -> Any:
+    """lm-eval's index of the tasks in some of its folders, or of all."""
+    lm_eval = import_lm_eval()
+    if folders is None:
+        return lm_eval.tasks.TaskManager()
+    home = Path(lm_eval.tasks.__file__).parent
+    return lm_eval.tasks.TaskManager(include_defaults=False, include_path=[str(home / name) for name in folders])
 
 
 def _load_error(error: Exception, config: HarnessConfig, task: str, data: list[str]) -> DilError:

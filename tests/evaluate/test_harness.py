@@ -90,12 +90,12 @@ def test_the_numbers_prompts_and_answers_are_those_of_lm_evals_own_command(evalu
     tasks = {
         "here_gsm8k": ("gsm8k/gsm8k.yaml", "openai/gsm8k"),
         "here_navigate": ("leaderboard/bbh_mc/navigate.yaml", "SaylorTwift/bbh"),
-        "here_web_of_lies": ("leaderboard/bbh_mc/web_of_lies.yaml", "SaylorTwift/bbh"),
+        "here_causal_judgement": ("leaderboard/bbh_mc/causal_judgement.yaml", "SaylorTwift/bbh"),
     }
     theirs, samples = own_command(tmp_path, BUNDLED / "tiny", tasks, "--apply_chat_template")
     ours = {"here_gsm8k": evaluate("checkpoint=bundled:tiny", "benchmark=gsm8k", FROM_ROOT)}
     assert ours["here_gsm8k"]["shots"] == 5
-    for name in ("navigate", "web_of_lies"):
+    for name in ("navigate", "causal_judgement"):
         words = ("benchmark=task", f"benchmark.task=leaderboard_bbh_{name}", FROM_ROOT)
         ours[f"here_{name}"] = evaluate("checkpoint=bundled:tiny", *words)
     for name, record in ours.items():
@@ -107,7 +107,7 @@ def test_the_numbers_prompts_and_answers_are_those_of_lm_evals_own_command(evalu
             assert theirs[name][f"{metric}_stderr,{kind or 'none'}"] == value
         assert [own_prompt(s) for s in samples[name]] == [s["prompt"] for s in record["samples"]]
     assert [s["resps"] for s in samples["here_gsm8k"]] == [s["answers"] for s in ours["here_gsm8k"]["samples"]]
-    for name in ("here_navigate", "here_web_of_lies"):
+    for name in ("here_navigate", "here_causal_judgement"):
         # lm-eval writes numbers as text; another batch rounds another last digit.
         expected = [float(answer[0][0]) for s in samples[name] for answer in s["resps"]]
         found = [answer[0][0] for s in ours[name]["samples"] for answer in s["answers"]]
