@@ -68,6 +68,7 @@ VALUES = {
         "against=...": "another of these, to be compared with pair by pair",
         "reference=...": "the model that changes are relative to; without it the one that the run started from",
         "benchmark.pairs": "likelihood: so many of the held-out pairs, spread evenly; null: all",
+        "benchmark=paper, ...": "all but likelihood go through lm-eval: pip install 'dil[eval]'",
         "benchmark.root=DIR": "lm-eval's: data sets by hub id in a folder, nothing from the hub; --stage says which",
         "benchmark.limit=N": "lm-eval's: the first N questions of each task, to try it; the record says so in its name",
         "benchmark.batch_size": "lm-eval's: prompts at once (8), auto: as many as a GPU takes",

@@ -439,6 +439,7 @@ class EvalConfig:
         given = {f"model.{key}": getattr(self.model, key) for key in pairs_only}
         given = {key: value for key, value in given.items() if value != getattr(plain, key.removeprefix("model."))}
         given |= {key: getattr(self, key) for key in ("against", "reference", "accept") if getattr(self, key)}
+        given |= {} if self.seed == EvalConfig.seed else {"seed": self.seed}
         given |= {} if self.data is None else {"data": self.data.path}
         for key, value in given.items():
             instead = {"model.max_length": "benchmark.max_length", "model.dtype": "precision"}.get(key)

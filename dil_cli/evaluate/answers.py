@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from dil_cli.files import mark_used
 from dil_cli.tracking.console import ConsoleSink, Phase
 
 
@@ -24,6 +25,7 @@ class Answers:
         self._known: dict[str, Any] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         content = path.read_bytes() if path.is_file() else b""
+        mark_used(path)
         for line in content.splitlines():
             with suppress(ValueError, KeyError, TypeError):
                 row = json.loads(line)

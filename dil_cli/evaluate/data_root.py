@@ -10,6 +10,7 @@ from typing import Any
 
 from dil_cli.config.schema import HarnessConfig
 from dil_cli.errors import DilError
+from dil_cli.files import mark_used
 
 FILE_READERS = ("json", "csv", "parquet", "text", "arrow")
 """What `load_dataset` takes in place of a hub id; such a task names its files itself."""
@@ -22,6 +23,7 @@ def needed_data(manager: Any, name: str) -> list[str]:
         return []
     config = entry.cfg or {}
     children = [*sorted(entry.tags)] if not config else config.get("task") if "group" in config else None
+    children = [children] if isinstance(children, str) else children
     if children is None:
         path = config.get("dataset_path")
         return [path] if isinstance(path, str) and path not in FILE_READERS else []
@@ -55,7 +57,9 @@ def data_sets(root: str | None, cache: Path, used: dict[str, str | None]) -> Ite
         if not folder.is_dir():
             raise missing_data(root, [path])
         used[path] = used.get(path) or content_sha256(folder)
-        kwargs["cache_dir"] = str(cache / str(used[path])[:32])
+        place = cache / str(used[path])[:32]
+        mark_used(place)
+        kwargs["cache_dir"] = str(place)
         return original(str(folder), name, **kwargs)
 
     datasets.load_dataset = load

@@ -441,3 +441,19 @@ def test_the_papers_six_benchmarks(dil_here, tmp_path: Path):
     assert {record["benchmark"]: len(record["tasks"]) for record in records}["math-limit2"] == 7
     assert set().union(*(record["data"] for record in records)) == HUB_IDS
     assert "exact_match_original" not in out
+
+
+def test_dil_cache_lists_and_removes_answers_and_questions(evaluate, dil_here, model_folder: Path, tmp_path: Path):
+    evaluate(f"checkpoint={model_folder}", *ONE_TASK, FROM_ROOT, "benchmark.limit=1")
+    code, out, _ = dil_here("cache", "list")
+    assert code == 0
+    assert "answers of a model" in out
+    assert "questions of a data set" in out
+    (answers,) = (tmp_path / "outputs" / "cache" / "answers").iterdir()
+    code, out, _ = dil_here("cache", "prune", answers.name[:8])
+    assert code == 0
+    assert not answers.exists()
+    code, out, _ = dil_here("cache", "prune", "--all")
+    assert code == 0
+    assert not [path for path in (tmp_path / "outputs" / "cache" / "questions").rglob("*") if path.is_file()]
+    assert evaluate(f"checkpoint={model_folder}", *ONE_TASK, FROM_ROOT, "benchmark.limit=1")["answers"]["known"] == 0

@@ -9,6 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from dil_cli.config.compose import compose
+from dil_cli.config.help import describe
+from dil_cli.config.paths import conf_dir
 from dil_cli.config.schema import Backend, EvalConfig, HarnessConfig, Recipe
 from dil_cli.errors import DilError
 from dil_cli.evaluate.answers import Answers, Remembering, request_key
@@ -148,6 +151,26 @@ def test_vllm_is_made_with_arguments_that_lm_eval_takes(model_folder: Path, tmp_
     assert arguments["dtype"] == "bfloat16"
     assert (arguments["lora_local_path"], arguments["max_lora_rank"]) == (str(model_folder), 64)
     assert "lora_local_path" not in vllm(model_folder, tmp_path)
+
+
+PAPER = {
+    "mmlu_pro": ("leaderboard_mmlu_pro", 5, "acc"), "bbh": ("leaderboard_bbh", 3, "acc_norm"),
+    "musr": ("leaderboard_musr", 0, "acc_norm"), "math": ("leaderboard_math_hard", 4, "exact_match"),
+    "gsm8k": ("gsm8k", 5, "exact_match,strict-match"), "arc": ("arc_challenge", 25, "acc_norm"),
+}  # fmt: skip
+"""The paper's benchmarks: lm-eval's task, shots, the metric that is shown."""
+
+
+def test_every_benchmark_composes_and_the_paper_is_all_six():
+    names = {path.stem for path in (conf_dir() / "benchmark").glob("*.yaml")}
+    assert names == {"likelihood", "paper", "task", *PAPER}
+    whole = compose("eval", ["checkpoint=x", "benchmark=paper"]).benchmark.recipes()
+    assert list(whole) == list(PAPER)
+    for name, (task, shots, metric) in PAPER.items():
+        alone = compose("eval", ["checkpoint=x", f"benchmark={name}"]).benchmark
+        assert alone.recipes() == {name: whole[name]}
+        assert (whole[name].task, whole[name].shots, whole[name].metrics[0]) == (task, shots, metric)
+        assert 10 < len(describe(conf_dir() / "benchmark" / f"{name}.yaml")) < 110
 
 
 def test_a_benchmark_has_recipes_or_a_task():
