@@ -92,5 +92,6 @@ def _check_room(asked: Asked, loaded: Loaded) -> None:
         if wanted >= asked.lm.max_length:
             raise DilError(
                 f"{name} lets the model write {wanted} tokens, it has {asked.lm.max_length} for prompt and answer",
-                f"benchmark.tasks.{loaded.name}", "the other benchmarks by name; benchmark.max_length if its config says too little",
+                f"benchmark.tasks.{loaded.name}",
+                "the other benchmarks by name; benchmark.max_length if its config says too little",
             )  # fmt: skip
