@@ -117,6 +117,8 @@ class Remembering:
             with self._console.phase(f"{self._name}{before}", len(missing)) as self._phase:
                 fresh = dict(zip(missing, ask(list(missing.values()), disable_tqdm=True), strict=True))
             self._phase = None
+        else:
+            self._console.note(f"{self._name}: all {len(requests)} answers are known")
         for key, answer in fresh.items():
             if isinstance(key, str):  # a backend may leave its hook out
                 self._answers.put(key, answer)

@@ -152,6 +152,7 @@ def test_answers_are_kept_and_edited_questions_are_asked_again(evaluate, model_f
     assert first["answers"]["computed"] == 6
     again = evaluate(*words)
     assert (again["answers"]["known"], again["answers"]["computed"]) == (6, 0)
+    assert f"{TASK}: all 6 answers are known" in again["said"]
     assert (again["metrics"], again["samples"]) == (first["metrics"], first["samples"])
 
     file = root / "SaylorTwift" / "bbh" / "boolean_expressions" / "test.jsonl"
