@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dil_cli import hub
-from dil_cli.config.schema import Backend, Device, EvalConfig, HarnessConfig, ModelConfig, Precision, WeightType
+from dil_cli.config.harness_schema import Backend, HarnessConfig
+from dil_cli.config.schema import Device, EvalConfig, ModelConfig, Precision, WeightType
 from dil_cli.data.template import checked_template
 from dil_cli.data.token_cache import tokenizer_fingerprint
 from dil_cli.errors import DilError

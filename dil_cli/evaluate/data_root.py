@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dil_cli.config.schema import HarnessConfig
+from dil_cli.config.harness_schema import HarnessConfig
 from dil_cli.errors import DilError
 from dil_cli.files import mark_used
 

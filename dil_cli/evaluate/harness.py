@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from dil_cli.config.schema import EvalConfig, HarnessConfig
+from dil_cli.config.harness_schema import HarnessConfig
+from dil_cli.config.schema import EvalConfig
 from dil_cli.errors import DilError, RunFailed
-from dil_cli.evaluate.answers import Answers, Remembering
 from dil_cli.evaluate.backend import Asked, ask_checkpoint
+from dil_cli.evaluate.remember import Answers, Remembering
 from dil_cli.evaluate.scores import make_record, record_name, write_samples
 from dil_cli.evaluate.target import Target
 from dil_cli.evaluate.tasks import Loaded, import_lm_eval, load_benchmarks, quiet

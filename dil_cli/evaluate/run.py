@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from dil_cli.artifacts.manifest import environment
+from dil_cli.config.harness_schema import HarnessConfig
 from dil_cli.config.identity import plain
-from dil_cli.config.schema import EvalConfig, HarnessConfig
+from dil_cli.config.schema import EvalConfig
 from dil_cli.errors import DilError
 from dil_cli.evaluate.harness import Harness
 from dil_cli.evaluate.likelihood import Likelihood

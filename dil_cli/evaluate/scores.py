@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from dil_cli.config.schema import HarnessConfig
+from dil_cli.config.harness_schema import HarnessConfig
 from dil_cli.evaluate.backend import Asked
 from dil_cli.evaluate.target import Target
 from dil_cli.evaluate.tasks import Loaded, spelled

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from dil_cli.config.schema import HarnessConfig
+from dil_cli.config.harness_schema import HarnessConfig
 from dil_cli.evaluate.data_root import needed_data, words
 from dil_cli.evaluate.tasks import find_tasks, import_lm_eval
 

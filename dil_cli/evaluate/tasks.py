@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dil_cli import hub
-from dil_cli.config.schema import HarnessConfig, Recipe
+from dil_cli.config.harness_schema import HarnessConfig, Recipe
 from dil_cli.errors import DilError
 from dil_cli.evaluate.data_root import check_root, data_sets, needed_data, words
 

@@ -10,13 +10,14 @@ from types import SimpleNamespace
 import pytest
 
 from dil_cli.config.compose import compose
+from dil_cli.config.harness_schema import Backend, HarnessConfig, Recipe
 from dil_cli.config.help import describe
 from dil_cli.config.paths import conf_dir
-from dil_cli.config.schema import Backend, EvalConfig, HarnessConfig, Recipe
+from dil_cli.config.schema import EvalConfig
 from dil_cli.errors import DilError
-from dil_cli.evaluate.answers import Answers, Remembering, request_key
 from dil_cli.evaluate.backend import vllm_arguments
 from dil_cli.evaluate.data_root import content_sha256
+from dil_cli.evaluate.remember import Answers, Remembering, request_key
 from dil_cli.evaluate.scores import _scores
 from dil_cli.evaluate.target import Target, model_config
 from dil_cli.tracking.console import make_console
