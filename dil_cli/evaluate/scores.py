@@ -18,6 +18,8 @@ from dil_cli.files import replacing
 
 MISLEADING = ("exact_match_original",)
 """Too low beside Hydra's antlr 4.9, which reads LaTeX in another way; `exact_match` does not use it."""
+TEST_QUESTIONS = {"gsm8k_pairs": "openai/gsm8k"}
+"""Bundled pairs that are answers to a benchmark's own test questions, and its data."""
 SHARES = ("acc", "acc_norm", "exact_match")
 """Metrics that a table shows in percent."""
 
@@ -69,9 +71,16 @@ def make_record(
             "text": asked.template,
         },
         "data": loaded.data,
+        "trained_on_its_questions": trained_on_questions(target, loaded.data),
         "lm_eval": lm_eval.__version__,
         "tasks": tasks,
     }
+
+
+def trained_on_questions(target: Target, data: Mapping[str, Any]) -> bool:
+    """Whether the checkpoint's run trained on answers to the benchmark's test questions; no other data is known to."""
+    trained = {} if target.run is None else target.run.config["data"]
+    return trained.get("source") == "bundled" and TEST_QUESTIONS.get(str(trained.get("path"))) in data
 
 
 def write_samples(path: Path, results: Mapping[str, Any]) -> None:
@@ -123,6 +132,10 @@ def _notes(records: Sequence[Mapping[str, Any]]) -> list[str]:
             lack = f", the data has {questions['there']:,}" if questions["there"] < whole else ""
             part = f"{questions['scored']:,} of {whole:,} questions{lack}"
             seen[f"{record['benchmark']}: {part}; not comparable with scores on all."] = None
+        if record["trained_on_its_questions"]:
+            seen[f"{record['benchmark']}: {record['checkpoint']['name']} was trained on answers to its questions."] = (
+                None
+            )
         if prompts["cut"]:
             beside = f"{prompts['cut']:,} of {prompts['number']:,} prompts lost their beginning"
             seen[f"{record['benchmark']}: {beside}, longer than {record['checkpoint']['max_length']} tokens."] = None

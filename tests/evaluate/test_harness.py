@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from dil_cli.config.paths import conf_dir
 from dil_cli.models.load import BUNDLED
 
 lm_eval = pytest.importorskip("lm_eval", reason="the extra 'eval' is not installed")
@@ -23,6 +24,7 @@ ROOT = Path(__file__).parent / "benchmarks"
 FROM_ROOT = f"benchmark.root={ROOT}"
 TASK = "leaderboard_bbh_boolean_expressions"
 ONE_TASK = ("benchmark=task", f"benchmark.task={TASK}")
+BENCHMARKS = sorted(path.stem for path in (conf_dir() / "benchmark").glob("*.yaml"))
 HUB_IDS = {
     "TIGER-Lab/MMLU-Pro", "SaylorTwift/bbh", "TAUR-Lab/MuSR", "DigitalLearningGmbH/MATH-lighteval", "openai/gsm8k",
     "allenai/ai2_arc",
@@ -299,7 +301,7 @@ ERRORS = {
     ),
     "unknown benchmark": (
         ["benchmark=winogrande"],
-        ["error: no 'winogrande' in benchmark; it has arc, bbh, gsm8k, likelihood, math, mmlu_pro, musr, paper, task",
+        [f"error: no 'winogrande' in benchmark; it has {', '.join(BENCHMARKS)}",
          "where: dil eval benchmark=winogrande",
          "fix:   benchmark=task benchmark.task=winogrande, if lm-eval has a task of this name"],
     ),
