@@ -153,7 +153,10 @@ def _manager(folders: tuple[str, ...] | None) -> Any:
 
 
 def _load_error(error: Exception, config: HarnessConfig, task: str, data: list[str]) -> DilError:
-    first = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    reason: BaseException = error
+    while reason.__cause__ is not None:  # `datasets` says only that an error occurred
+        reason = reason.__cause__
+    first = next(iter(str(reason).strip().splitlines()), "") or type(reason).__name__
     if isinstance(error, ModuleNotFoundError):
         what = f"the task {task} needs a package that is not installed: {error.name or first}"
         return DilError(what, f"benchmark.task={task}", INSTALL if error.name is None else f"pip install {error.name}")

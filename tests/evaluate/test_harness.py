@@ -391,7 +391,7 @@ def test_a_task_whose_data_is_damaged(dil_here, model_folder: Path, root: Path):
     (root / "openai" / "gsm8k" / "main" / "test.jsonl").write_text('{"question": "half a li')
     code, _, err = dil_here("eval", f"checkpoint={model_folder}", "benchmark=gsm8k", f"benchmark.root={root}")
     assert code == 2
-    assert err.startswith("error: the data of gsm8k (openai/gsm8k) cannot be read: ")
+    assert err.startswith("error: the data of gsm8k (openai/gsm8k) cannot be read: JSON parse error: ")
     assert len(err.strip().splitlines()) == 3
 
 
