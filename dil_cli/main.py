@@ -14,7 +14,7 @@ from dil_cli.errors import DilError
 COMMANDS = {
     "train": "train a policy on preference pairs and record its likelihood dynamics",
     "sweep": "train every combination of some values; finished runs are kept, the rest goes on",
-    "eval": "measure checkpoints: held-out likelihoods, against the starting model or each other",
+    "eval": "measure checkpoints: held-out likelihoods, the paper's benchmarks, any task of lm-eval",
     "report": "tables, figures and one page from finished runs; compare two of them",
     "losses": "list the losses, explain one, draw their gradients",
     "cache": "list, verify and remove what runs keep for each other",
@@ -41,6 +41,7 @@ examples:
   dil train model=mistral7b data=ultrafeedback  the paper's 7B setting
   dil sweep loss=lsif,bce,ukl,dpo seed=0,1,2    twelve runs and a table; the same command again goes on
   dil eval checkpoint=outputs/RUN               its likelihoods on held-out pairs, with intervals
+  dil eval checkpoint=RUN benchmark=paper       MMLU-Pro, BBH, MuSR, MATH, GSM8K and ARC
   dil report outputs                            all finished runs: figures, intervals over seeds, what they show
   dil losses ukl                                what a loss is; dil losses lists all
   dil cache list                                the reference log-probs that runs share

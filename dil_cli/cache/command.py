@@ -18,6 +18,7 @@ A run computes the log-probs of its pairs under the starting model once, and kee
 again by the token ids of its prompt and response, the weights, the architecture and the precision. Other losses, more
 epochs, label noise and other learning rates find all of them; another tokenizer, template, length, precision or a
 single changed weight find none. Tokenised data is kept in the same way.
+So are the answers of models to benchmarks (dil eval), and their questions in the form that they are read in.
 
   dil cache list                       every reference and every tokenised split: what, how much, when last used
   dil cache verify                     load each reference's model again and recompute a sample of its values

@@ -1,4 +1,4 @@
-"""What is in a cache folder: references and tokenised splits, each file read and checked."""
+"""What is in a cache folder: references and tokenised splits, each file read and checked; and what benchmarks left."""
 
 from __future__ import annotations
 
@@ -77,6 +77,13 @@ class TokenEntry(Entry):
     tokens: int = 0
 
 
+@dataclass(frozen=True)
+class BenchmarkEntry(Entry):
+    """A model's answers (`kind` "answers", a file a benchmark), or a data set of questions as `datasets` made it."""
+
+    kind: str = "answers"
+
+
 def references(cache: Path) -> list[ReferenceEntry]:
     """The references of a cache folder, in the order of their keys."""
     root = cache / "reference"
@@ -88,6 +95,19 @@ def token_files(cache: Path) -> list[TokenEntry]:
     """The tokenised splits of a cache folder, in the order of their keys."""
     root = cache / "tokens"
     return [_tokens(path) for path in sorted(root.glob(TOKENS))] if root.is_dir() else []
+
+
+def benchmarks(cache: Path) -> list[BenchmarkEntry]:
+    """What `dil eval` keeps of benchmarks: answers first, then questions, each in the order of their keys."""
+    found = []
+    for kind in ("answers", "questions"):
+        root = cache / kind
+        for folder in sorted(root.iterdir()) if root.is_dir() else []:
+            if folder.is_dir() and _is_key(folder.name):
+                files = tuple(sorted(path for path in folder.rglob("*") if path.is_file()))
+                used = max(path.stat().st_mtime for path in (folder, *files))
+                found.append(BenchmarkEntry(folder.name, folder, files, {}, used=used, kind=kind))
+    return found
 
 
 def leftovers(folder: Path) -> list[Path]:

@@ -6,10 +6,19 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 
-from dil_cli.cache.contents import Entry, ReferenceEntry, TokenEntry, references, token_files
+from dil_cli.cache.contents import (
+    BenchmarkEntry,
+    Entry,
+    ReferenceEntry,
+    TokenEntry,
+    benchmarks,
+    references,
+    token_files,
+)
 
 SHOWN_DIGITS = 12
 REFERENCE_HEAD = ("key", "model", "compute", "parameters", "responses", "files", "size", "created", "last used", "")
+BENCHMARK_HEAD = ("key", "what", "files", "size", "last used")
 TOKEN_HEAD = ("key", "pairs", "tokens", "size", "last used", "")
 
 
@@ -20,6 +29,8 @@ def listing(cache: Path) -> str:
         parts.append(f"reference log-probs in {cache / 'reference'}\n" + table(REFERENCE_HEAD, map(_reference, known)))
     if splits := token_files(cache):
         parts.append(f"tokenised pairs in {cache / 'tokens'}\n" + table(TOKEN_HEAD, map(_tokens, splits)))
+    if asked := benchmarks(cache):
+        parts.append(f"benchmarks in {cache}\n" + table(BENCHMARK_HEAD, map(_benchmark, asked)))
     return "\n".join(parts) or f"nothing is cached in {cache}\n"
 
 
@@ -73,6 +84,11 @@ def _tokens(entry: TokenEntry) -> tuple[str, ...]:
         day(entry.used),
         _fault(entry),
     )
+
+
+def _benchmark(entry: BenchmarkEntry) -> tuple[str, ...]:
+    what = "answers of a model" if entry.kind == "answers" else "questions of a data set"
+    return (entry.key[:SHOWN_DIGITS], what, f"{len(entry.files)}", size_text(entry.size), day(entry.used))
 
 
 def day(seconds: float) -> str:

@@ -7,7 +7,17 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from dil_cli.cache.contents import Entry, ReferenceEntry, TokenEntry, find, leftovers, references, token_files
+from dil_cli.cache.contents import (
+    BenchmarkEntry,
+    Entry,
+    ReferenceEntry,
+    TokenEntry,
+    benchmarks,
+    find,
+    leftovers,
+    references,
+    token_files,
+)
 from dil_cli.cache.listing import SHOWN_DIGITS, model_name, size_text
 from dil_cli.errors import DilError
 
@@ -43,7 +53,7 @@ def prune(
     if conditions == everything:
         what = "--all takes nothing beside it" if everything else "say what to remove"
         raise DilError(what, "dil cache prune", "KEY, --older-than DAYS, --damaged, or --all")
-    entries: list[Entry] = [*references(cache), *token_files(cache)]
+    entries: list[Entry] = [*references(cache), *token_files(cache), *benchmarks(cache)]
     if key is not None:
         entries = [find(entries, key)]
     if older_than_days is not None:
@@ -58,8 +68,9 @@ def prune(
             done, freed = _remove(files, dry_run)
             count, size = count + done, size + freed
             if not dry_run and entry.path.is_dir():
-                with suppress(OSError):  # holds something of the user's, or of a run that has begun to write again
-                    entry.path.rmdir()
+                for folder in [*sorted((p for p in entry.path.rglob("*") if p.is_dir()), reverse=True), entry.path]:
+                    with suppress(OSError):  # holds something of the user's, or of a run that has begun to write again
+                        folder.rmdir()
     if everything or (damaged and key is None):
         done, freed = _remove(_old(leftovers(cache / "tokens"), None if everything else WRITING_S), dry_run)
         count, size = count + done, size + freed
@@ -101,5 +112,7 @@ def _describe(entry: Entry, damaged: bool) -> str:
     if isinstance(entry, ReferenceEntry):
         holds = f"{model_name(entry)}, {entry.record.get('compute', '?')}, {entry.responses:,} responses"
         return f"{what}reference {entry.key[:SHOWN_DIGITS]} ({holds}, {size_text(entry.size)})"
+    if isinstance(entry, BenchmarkEntry):
+        return f"{entry.kind} {entry.key[:SHOWN_DIGITS]} ({len(entry.files)} files, {size_text(entry.size)})"
     pairs = f"{entry.pairs:,} pairs, " if isinstance(entry, TokenEntry) else ""
     return f"{what}tokenised split {entry.key[:SHOWN_DIGITS]} ({pairs}{size_text(entry.size)})"

@@ -20,6 +20,8 @@ TAKE_A_VALUE = {
     "--config-dir": (), "-cd": (), "--experimental-rerun": (),
 }  # fmt: skip
 """Hydra's options with the values they take; any value where none are listed. --info may stand alone."""
+OWN = {"sweep": ("--dry-run",), "eval": ("--stage",)}
+"""Options of one command alone."""
 
 
 def split_argv(command: str, argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -37,6 +39,12 @@ def split_argv(command: str, argv: Sequence[str]) -> tuple[list[str], list[str]]
         flag, equals, value = word.partition("=")
         if flag == "--dry-run" and command == "sweep":
             overrides.append("hydra.sweeper.dry_run=true")
+        elif flag == "--stage" and command == "eval":
+            follows = bool(words) and not words[0].startswith("-") and "=" not in words[0]
+            folder = value if equals else words.pop(0) if follows else ""
+            if not folder:
+                raise DilError("--stage needs a folder", f"dil eval {word}", "--stage ./benchmarks benchmark=paper")
+            overrides.append(f"stage={quoted(folder)}")
         elif not flag.startswith("-"):
             # An experiment reads the same with and without Hydra's append sign.
             overrides.append(word.removeprefix("+") if word.startswith("+experiment=") else word)
@@ -48,7 +56,7 @@ def split_argv(command: str, argv: Sequence[str]) -> tuple[list[str], list[str]]
             _check_value(command, flag, given)
             options += [flag, *given]
         else:
-            known = [*SWITCHES, *TAKE_A_VALUE, *(["--dry-run"] if command == "sweep" else [])]
+            known = [*SWITCHES, *TAKE_A_VALUE, *OWN.get(command, ())]
             close = get_close_matches(flag, known, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
             raise DilError(f"no option {flag}{hint}", f"dil {command} {word}", f"dil {command} --help")
@@ -57,6 +65,11 @@ def split_argv(command: str, argv: Sequence[str]) -> tuple[list[str], list[str]]
         _check_preset(command, word, folders)
         _check_override(command, word)
     return overrides, options
+
+
+def quoted(text: str) -> str:
+    """A value as Hydra's grammar takes any text."""
+    return "'" + text.replace("'", "\\'") + "'"
 
 
 def _check_value(command: str, flag: str, given: list[str]) -> None:

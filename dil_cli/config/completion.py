@@ -95,7 +95,7 @@ def candidates(line: str, commands: Sequence[str], with_config: Sequence[str]) -
     if command not in with_config:
         return []
     if word.startswith("-"):
-        own = {"sweep": ["--dry-run"], "train": ["--multirun"]}.get(command, [])
+        own = {"sweep": ["--dry-run"], "train": ["--multirun"], "eval": ["--stage"]}.get(command, [])
         return sorted(option for option in [*OPTIONS, *own] if option.startswith(word))
     return _choices(command, word, given) or _keys(word, given)
 

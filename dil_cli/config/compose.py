@@ -43,7 +43,8 @@ def register_schemas() -> None:
     store = ConfigStore.instance()
     for name, node in schema.ROOTS.items():
         store.store(group="schema", name=name, node=node)
-    store.store(group="schema/benchmark", name="likelihood", node=schema.LikelihoodConfig)
+    for name, benchmark in schema.BENCHMARKS.items():
+        store.store(group="schema/benchmark", name=name, node=benchmark)
     store.store(group="schema/benchmark", name="winrate", node=judging.WinrateConfig)
     for name, judge in judging.JUDGES.items():
         store.store(group="schema/judge", name=name, node=judge)

@@ -158,6 +158,9 @@ def _missing_choice(error: MissingConfigException, command: str, argv: Sequence[
     if not options:
         return DilError(f"no '{choice}' in {group}, which has no choices", f"dil {command} {word}", "--config-dir DIR")
     hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(options)}"
+    if group == "benchmark" and not close:
+        fix = f"benchmark=task benchmark.task={choice}, if lm-eval has a task of this name"
+        return DilError(f"no '{choice}' in {group}; {hint}", f"dil {command} {word}", fix)
     return DilError(
         f"no '{choice}' in {group}; {hint}",
         where=f"dil {command} {word}",

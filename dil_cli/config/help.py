@@ -32,7 +32,8 @@ ROOTS = {"sweep": "train"}
 SWITCHES = {
     "train": "  -m, --multirun       one run for each combination: loss=lsif,ukl seed=0,1,2 (the same as dil sweep)\n",
     "sweep": "  --dry-run            list the runs, which of them are done, and how long the rest will take\n",
-    "eval": "  -m, --multirun       several, one after the other: checkpoint=outputs/A,outputs/B\n",
+    "eval": "  --stage DIR          print what to download into DIR for benchmark=... on a machine without a network\n"
+    "  -m, --multirun       several, one after the other: checkpoint=outputs/A,outputs/B\n",
 }
 """Options of one command alone."""
 
@@ -63,14 +64,21 @@ VALUES = {
         "hydra.launcher.*": "n_jobs of joblib; partition, timeout_min, gpus_per_node, array_parallelism of slurm",
     },
     "eval": {
-        "checkpoint=...": "a run's folder, one of its checkpoints, a sweep, a model folder or a hub id",
+        "checkpoint=...": "a run's folder, one of its checkpoints, a sweep, a folder with a model or adapter, a hub id",
         "against=...": "another of these, to be compared with pair by pair",
         "reference=...": "the model that changes are relative to; without it the one that the run started from",
-        "benchmark.pairs": "so many of the held-out pairs, spread evenly; null: all",
+        "benchmark.pairs": "likelihood: so many of the held-out pairs, spread evenly; null: all",
         "benchmark.opponent": "winrate: chosen|rejected response, or the reference model's (against= names another)",
         "benchmark.prompts, ...": "winrate: how many; max_new_tokens, temperature, top_p of the responses",
         "judge.key_env": "the environment variable with the key of judge=openai (OPENAI_API_KEY); no key in any config",
         "judge.prompt": "summary|dialogue, or a file with {prompt}, {a} and {b} (docs/eval.md)",
+        "benchmark=paper, ...": "all but likelihood and winrate go through lm-eval: pip install 'dil[eval]'",
+        "benchmark.root=DIR": "lm-eval's: data sets by hub id in a folder, nothing from the hub; --stage says which",
+        "benchmark.limit=N": "lm-eval's: the first N questions of each task, to try it; the record says so in its name",
+        "benchmark.batch_size": "lm-eval's: prompts at once (8), auto: as many as a GPU takes",
+        "benchmark.chat_template": "lm-eval's: null uses the checkpoint's where it has one; true, false",
+        "benchmark.shots": "lm-eval's: solved examples in each prompt, in place of the benchmark's own number",
+        "benchmark.backend": "lm-eval's: hf|vllm, with benchmark.tensor_parallel and benchmark.gpu_memory for vllm",
         "accept=[data]": "go on although data, template, tokenizer or reference are not the run's any more",
         "model.max_length, ...": "how to read a model of no run; a run's is read as it was trained",
         "precision, device": "auto|fp32|bf16, auto|cpu|cuda|mps",

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from dil_cli.config.harness_schema import HarnessConfig
 from dil_cli.config.judging import check_judge
 from dil_cli.errors import DilError, require, require_positive
 
@@ -331,10 +332,12 @@ class EvalConfig:
     `checkpoint`: a run, a checkpoint, a sweep, a folder that holds runs, a model folder or a hub id. `against`: another
     one to compare with, pair by pair. `reference`: the model that changes are relative to; null is the one that the run
     started from. `accept` names what may have drifted since the run: data, template, tokenizer, reference. `judge` is
-    of benchmark=winrate alone (`judging.py`).
+    of benchmark=winrate alone (`judging.py`). `stage`: say what to download into
+    this folder for a machine without a network, and stop; it needs no checkpoint.
     """
 
-    checkpoint: str
+    checkpoint: str | None = None
+    stage: str | None = None
     against: str | None = None
     reference: str | None = None
     accept: list[str] = field(default_factory=list)
@@ -348,12 +351,36 @@ class EvalConfig:
     model: ReadConfig = field(default_factory=ReadConfig)
 
     def __post_init__(self) -> None:
-        require(bool(self.checkpoint), "checkpoint", repr(self.checkpoint), "name a run or a model", "outputs/RUN")
+        if self.checkpoint is None and self.stage is None:
+            raise DilError("checkpoint must be set", "checkpoint", "checkpoint=outputs/RUN, or a hub id")
+        require(self.checkpoint != "", "checkpoint", "empty", "name a run or a model", "outputs/RUN")
         known = ("data", "template", "tokenizer", "reference")
         unknown = [name for name in self.accept if name not in known]
         require(not unknown, "accept", unknown, f"name some of {', '.join(known)}", "[data]")
         check_judge(self.benchmark, self.judge, self.against, self.reference)
+        harness = isinstance(self.benchmark, HarnessConfig)
+        require(harness or self.stage is None, "benchmark", getattr(self.benchmark, "name", ""),
+                "be one that needs downloads where --stage is given", "paper")  # fmt: skip
+        if harness:
+            self._check_unused()
+
+    def _check_unused(self) -> None:
+        """A benchmark of lm-eval has its own questions and prompts; what says how pairs are read is refused."""
+        plain = ReadConfig()
+        pairs_only = ("dtype", "attention", "max_length", "max_prompt_length", "token_budget")
+        given = {f"model.{key}": getattr(self.model, key) for key in pairs_only}
+        given = {key: value for key, value in given.items() if value != getattr(plain, key.removeprefix("model."))}
+        given |= {key: getattr(self, key) for key in ("against", "reference", "accept") if getattr(self, key)}
+        given |= {} if self.seed == EvalConfig.seed else {"seed": self.seed}
+        given |= {} if self.data is None else {"data": self.data.path}
+        for key, value in given.items():
+            instead = {"model.max_length": "benchmark.max_length", "model.dtype": "precision"}.get(key)
+            fix = f"{instead}=..." if instead else f"leave {key} out"
+            raise DilError(f"{key} is of benchmark=likelihood, this one does not read it", f"{key}={value}", fix)
 
 
 ROOTS = {"train": TrainConfig, "sweep": TrainConfig, "eval": EvalConfig}
 """The whole config of each command that composes one."""
+
+BENCHMARKS = {"likelihood": LikelihoodConfig, "harness": HarnessConfig}
+"""Schemas that the YAML of `benchmark=` inherits."""

@@ -31,9 +31,14 @@ def effective_template(tokenizer: PreTrainedTokenizerBase, config: DataConfig) -
         DilError: if the tokenizer has several templates and none is the default, or the template
             is no valid Jinja.
     """
+    return checked_template(tokenizer, config.template)
+
+
+def checked_template(tokenizer: PreTrainedTokenizerBase, other: str | None = None) -> str | None:
+    """The tokenizer's chat template, or `other` where it has none; raises as `effective_template`."""
     from jinja2.exceptions import TemplateSyntaxError
 
-    template = config.template
+    template = other
     if tokenizer.chat_template:
         try:
             template = tokenizer.get_chat_template()

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 from dil_cli.artifacts.manifest import environment
+from dil_cli.config.harness_schema import HarnessConfig
 from dil_cli.config.identity import plain
 from dil_cli.config.judging import WinrateConfig
 from dil_cli.config.schema import EvalConfig, LikelihoodConfig
 from dil_cli.errors import DilError
+from dil_cli.evaluate.harness import Harness
 from dil_cli.evaluate.likelihood import Likelihood
+from dil_cli.evaluate.scores import show_scores
 from dil_cli.evaluate.show import show
-from dil_cli.evaluate.target import Target, find_targets
+from dil_cli.evaluate.stage import staging
+from dil_cli.evaluate.target import Target, adapter_config, find_targets
 from dil_cli.evaluate.winrate import Winrate
 from dil_cli.files import write_json
 from dil_cli.tracking.console import ConsoleSink, make_console
@@ -39,19 +43,14 @@ def run(config: EvalConfig, chosen: Path | None = None) -> int:
     Raises:
         DilError: when a checkpoint cannot be found or read, or has drifted since its run.
     """
+    if config.stage is not None:
+        return _stage(config, config.stage)
+    assert config.checkpoint is not None, "the config asks for one"
     targets = find_targets(config, config.checkpoint)
-    others = [] if config.against is None else find_targets(config, config.against)
-    if len(others) > 1:
-        raise DilError(
-            f"{config.against} holds {len(others)} runs, and one is compared with", f"against={config.against}",
-            f"against={others[0].path}",
-        )  # fmt: skip
     console = make_console()
     records = []
     try:
-        measure = MEASURES[type(config.benchmark)](config, console)
-        for target in targets:
-            record = measure.evaluate(target, *others)
+        for target, record in _measure(config, targets, console):
             record |= {"config": plain(config), "environment": environment()}
             path = target.folder / "eval" / f"{record['benchmark']}.json"
             write_json(path, record)
@@ -59,5 +58,41 @@ def run(config: EvalConfig, chosen: Path | None = None) -> int:
             records.append(record)
     finally:
         console.close()
-    show(records)
+    (show_scores if isinstance(config.benchmark, HarnessConfig) else show)(records)
+    return 0
+
+
+def _measure(
+    config: EvalConfig, targets: list[Target], console: ConsoleSink
+) -> Iterator[tuple[Target, dict[str, Any]]]:
+    """Checkpoint and record, one after the other."""
+    if isinstance(config.benchmark, HarnessConfig):
+        harness = Harness(config, console)
+        for target in targets:
+            for record in harness.measure(target):
+                yield target, record
+        return
+    others = [] if config.against is None else find_targets(config, config.against)
+    if len(others) > 1:
+        raise DilError(
+            f"{config.against} holds {len(others)} runs, and one is compared with", f"against={config.against}",
+            f"against={others[0].path}",
+        )  # fmt: skip
+    for target in [*targets, *others]:
+        if adapter_config(target.path) is not None:
+            raise DilError(
+                f"{target.name} is an adapter, which only lm-eval's benchmarks read yet", f"checkpoint={target.path}",
+                "merge it into its base (peft's merge_and_unload), save that and name it",
+            )  # fmt: skip
+    measure = MEASURES[type(config.benchmark)](config, console)
+    for target in targets:
+        yield target, measure.evaluate(target, *others)
+
+
+def _stage(config: EvalConfig, folder: str) -> int:
+    models = []
+    if config.checkpoint is not None:
+        found = find_targets(config, config.checkpoint)
+        models = [t.path for t in found if not t.path.startswith("bundled:") and not Path(t.path).expanduser().exists()]
+    print(staging(config.benchmark, folder, models))
     return 0

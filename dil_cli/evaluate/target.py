@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from dil_cli.artifacts.run_folder import RunFolder
 from dil_cli.config.identity import from_plain
@@ -46,7 +48,7 @@ def find_targets(config: EvalConfig, checkpoint: str) -> list[Target]:
         return [Target(checkpoint, checkpoint, _own_place(config, checkpoint), None)]
     if not folder.is_dir():
         raise DilError(f"{checkpoint} is a file", f"checkpoint={checkpoint}", "name the folder that holds it")
-    if (folder / "config.json").is_file():
+    if (folder / "config.json").is_file() or adapter_config(str(folder)) is not None:
         return [_of_folder(config, folder)]
     if (folder / "manifest.json").is_file():
         return [_of_run(read_run(folder), checkpoint)]
@@ -58,6 +60,21 @@ def find_targets(config: EvalConfig, checkpoint: str) -> list[Target]:
             "finish them first: the command that began a run starts it again",
         )  # fmt: skip
     return [_of_run(run, checkpoint) for run in done]
+
+
+def adapter_config(path: str) -> dict[str, Any] | None:
+    """`adapter_config.json` of a folder that holds an adapter and not a whole model.
+
+    Raises:
+        DilError: when it cannot be read.
+    """
+    file = Path(path).expanduser() / "adapter_config.json"
+    if not file.is_file() or (file.parent / "config.json").is_file():
+        return None
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise DilError(f"the adapter's config cannot be read: {error}", str(file), "save the adapter again") from error
 
 
 def model_config(config: EvalConfig, target: Target) -> ModelConfig:
