@@ -14,7 +14,7 @@ from dil_cli.errors import DilError
 COMMANDS = {
     "train": "train a policy on preference pairs and record its likelihood dynamics",
     "sweep": "train every combination of some values; finished runs are kept, the rest goes on",
-    "eval": "measure checkpoints: held-out likelihoods, the paper's benchmarks, any task of lm-eval",
+    "eval": "measure checkpoints: held-out likelihoods, reasoning benchmarks, win rates by a judge",
     "report": "tables, figures and one page from finished runs; compare two of them",
     "losses": "list the losses, explain one, draw their gradients",
     "cache": "list, verify and remove what runs keep for each other",
