@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types tests losses-epoch losses-trl bench bench-quick faults tiny wheel clean
+.PHONY: help install demo test lint types tests slow losses-epoch losses-trl bench bench-quick faults tiny wheel clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ types: $(INSTALLED)  ## mypy, strict
 # Test models are too small for more than a thread each.
 tests: $(INSTALLED)  ## pytest, a process a core
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile
+
+slow: $(INSTALLED)  ## the tests that make test leaves out for their time: launchers, lm-eval's own command line (two minutes)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow -n auto --maxprocesses 8
 
 losses-epoch: $(INSTALLED)  ## each loss for an epoch on the tiny model: margin up, nothing non-finite (an hour; goes on)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m epoch -n auto --maxprocesses 8 --timeout 1800 -v tests/train/test_every_loss_for_an_epoch.py

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,11 @@ from dil_cli.errors import DilError
 
 OPTIONS = ("--help", "--cfg", "--config-dir", "--info")
 LAUNCHER, LAUNCHERS = "hydra/launcher=", ("basic", "joblib", "slurm", "submitit_local")
+WORDS = {
+    "report": ("--out", "--baseline", "--format", "--compare"),
+    "cache": ("list", "verify", "prune"),
+    "losses": ("--plot", "--out", "--markdown"),
+}
 SCRIPTS = {
     "bash": r"""
 _dil() {
@@ -87,17 +93,34 @@ def run(argv: Sequence[str], commands: Sequence[str], with_config: Sequence[str]
 
 def candidates(line: str, commands: Sequence[str], with_config: Sequence[str]) -> list[str]:
     """What may stand at the end of a command line that begins with `dil`."""
-    words = line.split()[1:]
-    word = "" if not words or line.endswith(" ") else words.pop()
+    words, word = _words(line)
     if not words:
         return sorted(command for command in commands if command.startswith(word))
     command, *given = words
     if command not in with_config:
-        return []
+        offered = default_names("loss") if command == "losses" and "-" not in word else WORDS.get(command, ())
+        return sorted(name for name in offered if name.startswith(word))
     if word.startswith("-"):
         own = {"sweep": ["--dry-run"], "train": ["--multirun"], "eval": ["--stage"]}.get(command, [])
         return sorted(option for option in [*OPTIONS, *own] if option.startswith(word))
     return _choices(command, word, given) or _keys(word, given)
+
+
+def default_names(group: str) -> list[str]:
+    """The choices of a group that ship with dil."""
+    return [path.stem for path in (conf_dir() / group).glob("*.yaml")]
+
+
+def _words(line: str) -> tuple[list[str], str]:
+    """The words after `dil` that are complete, as the shell would pass them on, and the begun one."""
+    for closing in ("", '"', "'"):  # the begun word may have opened a quote
+        try:
+            words = shlex.split(line + closing)[1:]
+        except ValueError:
+            continue
+        begun = not closing and line.endswith(" ")
+        return words, "" if begun or not words else words.pop()
+    return line.split()[1:], ""
 
 
 def _choices(command: str, word: str, given: Sequence[str]) -> list[str]:

@@ -245,6 +245,8 @@ def _parse(words: str) -> dict[str, Value]:
         key, equals, value = word.partition("=")
         if not (key and equals and value):
             raise DilError(f"'{word}' is no key=value", f"--baseline {words}", "--baseline loss=dpo")
+        if key.strip() == "seed":
+            raise DilError("runs that differ by the seed are one group", f"--baseline {words}", "--baseline loss=dpo")
         parsed[config_key(key.strip())] = value.strip()
     return parsed
 

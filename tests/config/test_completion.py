@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-COMMANDS, WITH_CONFIG = ["train", "sweep", "losses"], ["train", "sweep"]
+COMMANDS, WITH_CONFIG = ["train", "sweep", "losses", "report"], ["train", "sweep"]
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,11 @@ COMMANDS, WITH_CONFIG = ["train", "sweep", "losses"], ["train", "sweep"]
         ("dil train experiment=", ["experiment=tiny_sft"], []),
         ("dil sweep --d", ["--dry-run"], ["--cfg"]),
         ("dil train loss=ukl optim.l", ["optim.lr="], ["optim.clip="]),
-        ("dil losses ", [], ["loss="]),
+        ("dil sweep ", ["loss="], ["override hydra/sweeper="]),
+        ("dil sweep hydra", ["hydra/launcher=joblib", "hydra/launcher=slurm"], ["hydra."]),
+        ("dil losses u", ["ukl", "ukl_official"], ["loss=", "dpo"]),
+        ("dil losses --p", ["--plot"], ["ukl"]),
+        ("dil report --", ["--compare", "--baseline"], ["loss="]),
     ],
 )
 def test_what_may_follow(line, some, none):
@@ -46,7 +50,8 @@ def test_groups_of_a_user(tmp_path: Path):
 
     (tmp_path / "mine" / "loss").mkdir(parents=True)
     (tmp_path / "mine" / "loss" / "zebra.yaml").write_text("")
-    assert candidates(f"dil train --config-dir {tmp_path}/mine loss=z", COMMANDS, WITH_CONFIG) == ["loss=zebra"]
+    for word in (f"{tmp_path}/mine", f'"{tmp_path}/mine"', f"'{tmp_path}/mine'", f"{tmp_path}/m\\ine"):
+        assert candidates(f"dil train --config-dir {word} loss=z", COMMANDS, WITH_CONFIG) == ["loss=zebra"]
 
 
 STARTS = {

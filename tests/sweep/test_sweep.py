@@ -168,7 +168,11 @@ def test_wrong_ways_to_start_in_three_lines(words, code, said, dil_here, small_r
 
 
 @pytest.mark.parametrize(
-    "launcher", [["joblib", "hydra.launcher.n_jobs=2"], ["submitit_local", "hydra.launcher.timeout_min=5"]]
+    "launcher",
+    [
+        pytest.param(["joblib", "hydra.launcher.n_jobs=2"], marks=pytest.mark.slow),
+        ["submitit_local", "hydra.launcher.timeout_min=5"],
+    ],
 )
 def test_launchers_give_the_same_table(launcher, whole: Whole):
     name, option = launcher
@@ -177,6 +181,7 @@ def test_launchers_give_the_same_table(launcher, whole: Whole):
     assert rows(sweep_folder(whole.folder / name)) == rows(sweep_folder(whole.folder / "whole"))
 
 
+@pytest.mark.slow
 def test_processes_of_joblib_end_with_the_sweep(whole: Whole):
     sweep = subprocess.Popen(
         whole.command("sweep", *GRID, "output=left", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"),
