@@ -49,7 +49,7 @@ def test_the_documented_example_trains_in_a_process_of_its_own(folder, dil, smal
     assert sorted(path.name for path in folder.iterdir()) == ["soft_hinge.py", "soft_hinge.yaml"]
 
 
-@pytest.mark.parametrize("launcher", ["joblib", pytest.param("submitit_local", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("launcher", [pytest.param("joblib", marks=pytest.mark.slow), "submitit_local"])
 def test_it_is_swept_in_other_processes(launcher, folder, dil, small_run, tmp_path):
     (folder / "pearson.py").write_text(CONVEX)
     (folder / "pearson.yaml").write_text("defaults:\n  - bregman\n\nh: pearson\n")

@@ -175,6 +175,7 @@ def test_answers_are_kept_and_edited_questions_are_asked_again(evaluate, model_f
     assert any("NOT" in sample["doc"]["input"] for sample in asked["samples"])
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_it_goes_on(evaluate, model_folder: Path, tmp_path: Path):
     words = (f"checkpoint={model_folder}", "benchmark=bbh", FROM_ROOT, "benchmark.batch_size=1")
     process = subprocess.Popen(
@@ -380,7 +381,9 @@ ERRORS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ERRORS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name == "unknown task" else []) for name in ERRORS]
+)
 def test_errors_have_three_lines_and_these_words(name, dil_here, model_folder: Path):
     words, said = ERRORS[name]
     code, _, err = dil_here("eval", f"checkpoint={model_folder}", *words)

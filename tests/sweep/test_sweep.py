@@ -167,12 +167,9 @@ def test_wrong_ways_to_start_in_three_lines(words, code, said, dil_here, small_r
     assert not list(tmp_path.glob("outputs/*/manifest.json"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "launcher",
-    [
-        pytest.param(["joblib", "hydra.launcher.n_jobs=2"], marks=pytest.mark.slow),
-        ["submitit_local", "hydra.launcher.timeout_min=5"],
-    ],
+    "launcher", [["joblib", "hydra.launcher.n_jobs=2"], ["submitit_local", "hydra.launcher.timeout_min=5"]]
 )
 def test_launchers_give_the_same_table(launcher, whole: Whole):
     name, option = launcher
