@@ -141,7 +141,9 @@ def end_with(sweep: int) -> None:
 
     Jobs of Slurm and submitit are meant to outlive the sweep that gave them away.
     """
-    if not multiprocessing.current_process().name.startswith("LokyProcess") or os.getppid() != sweep:
+    name = "end-with-sweep"
+    watched = any(thread.name == name for thread in threading.enumerate())  # by the process's first job
+    if watched or not multiprocessing.current_process().name.startswith("LokyProcess") or os.getppid() != sweep:
         return
 
     def watch() -> None:
@@ -149,7 +151,7 @@ def end_with(sweep: int) -> None:
             time.sleep(1)
         os._exit(1)
 
-    threading.Thread(target=watch, name="end-with-sweep", daemon=True).start()
+    threading.Thread(target=watch, name=name, daemon=True).start()
 
 
 def compose(command: str, overrides: list[str]) -> schema.TrainConfig:

@@ -10,6 +10,7 @@ import pytest
 from run_folders import write_run, write_sweep
 
 from dil_cli.errors import DilError
+from dil_cli.files import parse_json
 from dil_cli.report import experiment
 from dil_cli.report.build import ALL_FORMATS, build
 from dil_cli.report.record import read_records
@@ -99,6 +100,14 @@ def test_json_that_anyone_may_have_written(tmp_path: Path, name: str, hostile: s
     report = build([tmp_path], tmp_path / "out", None, ALL_FORMATS)
     assert report.finished == (2 if name == "eval/a.json" else 1)
     assert len(report.left_out) == (0 if name == "eval/a.json" and hostile == "surrogate" else 1)
+
+
+def test_characters_that_would_turn_or_hide_what_follows():
+    assert parse_json('{"a\\u202e": ["\\u001b[31m", "\\u0000", "plain \\u00e9"]}') == {
+        "a\N{REPLACEMENT CHARACTER}": [
+            "\N{REPLACEMENT CHARACTER}[31m", "\N{REPLACEMENT CHARACTER}", "plain \N{LATIN SMALL LETTER E WITH ACUTE}",
+        ]
+    }  # fmt: skip
 
 
 def test_a_number_that_is_none_and_a_pipe(tmp_path: Path):
