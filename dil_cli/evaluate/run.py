@@ -14,6 +14,7 @@ from dil_cli.config.schema import EvalConfig, LikelihoodConfig
 from dil_cli.errors import DilError
 from dil_cli.evaluate.harness import Harness
 from dil_cli.evaluate.likelihood import Likelihood
+from dil_cli.evaluate.publish import publish
 from dil_cli.evaluate.scores import show_scores
 from dil_cli.evaluate.show import show
 from dil_cli.evaluate.stage import staging
@@ -48,17 +49,19 @@ def run(config: EvalConfig, chosen: Path | None = None) -> int:
     assert config.checkpoint is not None, "the config asks for one"
     targets = find_targets(config, config.checkpoint)
     console = make_console()
-    records = []
+    records: list[tuple[Target, dict[str, Any]]] = []
     try:
         for target, record in _measure(config, targets, console):
             record |= {"config": plain(config), "environment": environment()}
             path = target.folder / "eval" / f"{record['benchmark']}.json"
             write_json(path, record)
             console.note(f"record {path}")
-            records.append(record)
+            records.append((target, record))
+        for target in targets:
+            publish(target, [record for of, record in records if of is target], console.note)
     finally:
         console.close()
-    (show_scores if isinstance(config.benchmark, HarnessConfig) else show)(records)
+    (show_scores if isinstance(config.benchmark, HarnessConfig) else show)([record for _, record in records])
     return 0
 
 

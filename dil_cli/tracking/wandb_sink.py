@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from dil_cli.config.schema import TrackerConfig, WandbMode
@@ -33,6 +34,7 @@ class WandbSink:
         run_id: W&B's id; derived from the run folder's name, so that a rerun replaces its earlier try.
         say: is given the one line about a failure.
         init_timeout: seconds to wait for the server at the start.
+        go_on: add to the run of this id instead of replacing it.
     """
 
     def __init__(
@@ -41,8 +43,10 @@ class WandbSink:
         run_id: str,
         say: Callable[[str], None],
         init_timeout: float = INIT_TIMEOUT_S,
+        go_on: bool = False,
     ) -> None:
         self._config, self._say = config, say
+        self._go_on = go_on
         self._run_id = re.sub(r"[/\\#?%:]", "-", run_id)[-64:]  # what W&B takes; a folder's hash stands last
         self._init_timeout = init_timeout
         self._run: Any = None
@@ -52,6 +56,10 @@ class WandbSink:
 
     def start(self, run: RunInfo) -> None:
         """Open the W&B run: online if asked for and possible, else in the run's folder."""
+        self.open(run.name, run.folder, run.config)
+
+    def open(self, name: str, folder: Path, config: dict[str, Any]) -> None:
+        """As `start`, of a run that is known by its name, folder and resolved config alone."""
         # W&B's reports about itself keep a process alive for 20 s where the server does not answer
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         try:
@@ -61,13 +69,13 @@ class WandbSink:
             mode = WandbMode.offline
         if mode is WandbMode.online:
             try:
-                self._open(run, mode)
+                self._open(name, folder, config, mode)
                 return
             except Exception as err:
                 self._say(NOT_ONLINE.format(_reason(err)))
         if mode is not WandbMode.disabled:
             try:
-                self._open(run, WandbMode.offline)
+                self._open(name, folder, config, WandbMode.offline)
             except Exception as err:
                 self._run = None
                 self._say(f"W&B is left out ({_reason(err)}); the run keeps its own record")
@@ -92,8 +100,12 @@ class WandbSink:
     def finish(self, result: Mapping[str, Any]) -> None:
         """Put the result's numbers in the summary as `result/...`."""
         scalars = {key: value for key, value in result.items() if isinstance(value, str | int | float)}
-        self._try(lambda run: run.summary.update({f"result/{k}": v for k, v in plain_row(scalars).items()}))
+        self.summary({f"result/{key}": value for key, value in scalars.items()})
         self._exit_code = 0
+
+    def summary(self, values: Row) -> None:
+        """Put these in the summary."""
+        self._try(lambda run: run.summary.update(plain_row(values)))
 
     def close(self) -> None:
         """End the W&B run; one that did not finish is marked as failed."""
@@ -105,7 +117,7 @@ class WandbSink:
         with suppress(Exception):  # the run is over; nothing is lost with a service that does not answer
             _end_service(self._exit_code)
 
-    def _open(self, run: RunInfo, mode: WandbMode) -> None:
+    def _open(self, name: str, folder: Path, config: dict[str, Any], mode: WandbMode) -> None:
         import wandb
 
         self._opened = True
@@ -121,17 +133,18 @@ class WandbSink:
             "finish_timeout": FINISH_TIMEOUT_S,
         }
         known = {key: value for key, value in wanted.items() if key in wandb.Settings.model_fields}
-        run.folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         self._run = wandb.init(
             mode="online" if mode is WandbMode.online else "offline",
-            dir=run.folder.resolve(),
+            dir=folder.resolve(),
             id=self._run_id,
-            name=run.name,
+            resume="allow" if self._go_on else None,
+            name=name,
             project=self._config.project,
             group=self._config.group,
             entity=self._config.entity,
             tags=list(self._config.tags),
-            config=run.config,
+            config=config,
             settings=wandb.Settings(**known),
         )
         self._online = mode is WandbMode.online
@@ -147,6 +160,25 @@ class WandbSink:
         except Exception as err:
             self._run = None
             self._say(f"W&B stopped ({_reason(err)}); the run keeps its own record")
+
+
+def add_to_summary(
+    tracker: TrackerConfig,
+    folder: Path,
+    name: str,
+    config: dict[str, Any],
+    values: Row,
+    say: Callable[[str], None],
+) -> None:
+    """Put `values` in the W&B summary of the finished run in `folder`.
+
+    Offline that is a second part of the run beside the first; `wandb sync` sends both as one run.
+    """
+    sink = WandbSink(tracker, folder.name, say, go_on=True)
+    sink.open(name, folder, config)
+    sink.summary(values)
+    sink.finish({})
+    sink.close()
 
 
 def resolve_mode(mode: WandbMode) -> WandbMode:

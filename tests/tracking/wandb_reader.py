@@ -12,12 +12,13 @@ FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 
 
 def read_wandb(folder: Path) -> dict[str, Any]:
-    """Config, history rows, summary and run fields of the one W&B run under `folder`."""
+    """Config, history rows, summary and run fields of the one W&B run under `folder`, all its parts together."""
     from wandb.proto.wandb_internal_pb2 import Record
 
-    (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    parts = sorted(folder.glob("wandb/offline-run-*/run-*.wandb"))
+    assert len({path.name for path in parts}) == 1
     found: dict[str, Any] = {"config": {}, "history": [], "summary": {}, "run": None, "step_metrics": {}}
-    for data in _payloads(path.read_bytes()):
+    for data in [payload for path in parts for payload in _payloads(path.read_bytes())]:
         record = Record.FromString(data)
         kind = record.WhichOneof("record_type")
         if kind == "run":
