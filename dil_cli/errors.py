@@ -36,6 +36,17 @@ class RunFailed(DilError):
     exit_code = 1
 
 
+class Stopped(KeyboardInterrupt):
+    """A run that was told to stop and has saved its state: 130 after Ctrl-C, 75 ("again") after SIGTERM or SIGUSR1."""
+
+    def __init__(self, told: str, exit_code: int) -> None:
+        super().__init__(told)
+        self.told, self.exit_code = told, exit_code
+
+    def __str__(self) -> str:
+        return self.told
+
+
 def require(holds: bool, key: str, value: object, must: str, example: object) -> None:
     """Check one config value; `require(lr > 0, "optim.lr", lr, "be above 0", 5e-7)`.
 

@@ -25,14 +25,28 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         _sync(temporary)
-        if path.is_dir():
-            shutil.rmtree(path)
-        temporary.replace(path)
+        if path.is_dir():  # which nothing can take the place of in one go
+            old = path.with_name(f"{temporary.name}.old.tmp")
+            path.replace(old)
+            temporary.replace(path)
+            shutil.rmtree(old)
+        else:
+            temporary.replace(path)
+        _sync_folder(path.parent)
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary)
         else:
             temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a killed process left of `replacing` anywhere in `folder`."""
+    for path in folder.rglob(".*.tmp"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -89,3 +103,15 @@ def _sync(path: Path) -> None:
         if file.is_file():
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
+    if path.is_dir():
+        _sync_folder(path)
+
+
+def _sync_folder(path: Path) -> None:
+    """Put a folder's names on the disk; of no matter where folders cannot be opened."""
+    with suppress(OSError):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

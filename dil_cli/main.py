@@ -54,7 +54,7 @@ Errors in three lines; DIL_TRACEBACK=1 adds the traceback.
 def main() -> NoReturn:
     """Entry point: dispatch, and turn every outcome into an exit code.
 
-    0 done, 2 wrong input, 130 Ctrl-C, 1 anything else.
+    0 done, 2 wrong input, 130 Ctrl-C, 75 stopped by a signal to go on later, 1 anything else.
     """
     for stream in (sys.stdout, sys.stderr):  # a path or a pair may hold what an ASCII terminal cannot show
         if isinstance(stream, io.TextIOWrapper):
@@ -66,9 +66,9 @@ def main() -> NoReturn:
             raise
         print(error, file=sys.stderr)
         code = error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        code = 130
+    except KeyboardInterrupt as stop:
+        print(str(stop) or "interrupted", file=sys.stderr)
+        code = getattr(stop, "exit_code", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1

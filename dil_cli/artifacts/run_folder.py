@@ -10,6 +10,7 @@ outputs/<name>-<hash8>/
   dynamics.png      chosen, rejected and margin over the steps
   result.json       written last: a run with it is finished
   failure.json      why a run stopped before its end
+  resume/           what an unfinished run goes on from, and who trains it now; gone when it is finished
 ```
 """
 
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from dil_cli.errors import DilError
-from dil_cli.files import write_json
+from dil_cli.files import remove_leftovers, write_json
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,19 @@ class RunFolder:
         """Why the run stopped; there only when it failed."""
         return self.path / "failure.json"
 
+    @property
+    def resume(self) -> Path:
+        """States, lock and owner of an unfinished run (`states.py`, `owner.py`)."""
+        return self.path / "resume"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the policies that were kept."""
+        return self.path / "checkpoints"
+
     def checkpoint(self, step: int) -> Path:
         """The Hugging Face folder of the policy after `step` optimiser steps."""
-        return self.path / "checkpoints" / f"step-{step:06d}"
+        return self.checkpoints / f"step-{step:06d}"
 
     def finished(self, run_hash: str) -> bool:
         """Whether the run with this hash has ended here.
@@ -77,7 +88,7 @@ class RunFolder:
         Raises:
             DilError: when the folder holds another run, or files that are no run's.
         """
-        if not self.path.is_dir() or not any(self.path.iterdir()):
+        if not self.path.is_dir() or all(_of_no_meaning(path) for path in self.path.iterdir()):
             return False
         if not self.manifest.is_file():
             raise DilError(
@@ -108,9 +119,34 @@ class RunFolder:
     def begin(self, config_yaml: str, manifest: dict[str, Any]) -> None:
         """Make the folder, or clear what an unfinished run left in it."""
         self.path.mkdir(parents=True, exist_ok=True)
-        for leftover in (self.probe, self.path / "checkpoints", self.path / "wandb"):
-            shutil.rmtree(leftover, ignore_errors=True)
-        for file in (self.metrics, self.picture, self.failure):
-            file.unlink(missing_ok=True)
+        self.cut_back(-1)
+        for state in self.resume.glob("step-*"):
+            shutil.rmtree(state, ignore_errors=True)
+        self.metrics.unlink(missing_ok=True)
         write_json(self.manifest, manifest)
         self.config.write_text(config_yaml, encoding="utf-8")
+
+    def cut_back(self, step: int) -> None:
+        """Remove what was written after `step` optimiser steps; the record's sink cuts that, W&B's copy is made anew."""
+        remove_leftovers(self.path)
+        shutil.rmtree(self.path / "wandb", ignore_errors=True)
+        for path in [*self.probe.glob("step-*"), *self.checkpoints.glob("step-*")]:
+            if int(path.stem.removeprefix("step-")) > step:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for file in (self.picture, self.failure):
+            file.unlink(missing_ok=True)
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Write the result; what the run could have gone on from is of no use any more."""
+        write_json(self.result, result)
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Remove what a finished run does not need; it may have been killed before it did so itself."""
+        shutil.rmtree(self.resume, ignore_errors=True)
+        remove_leftovers(self.path)
+
+
+def _of_no_meaning(path: Path) -> bool:
+    """What a run may leave that was killed before it had written its manifest."""
+    return path.name == "resume" or (path.name.startswith(".") and path.name.endswith(".tmp"))

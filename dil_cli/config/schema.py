@@ -11,7 +11,7 @@ from typing import Any
 
 from dil_cli.config.harness_schema import HarnessConfig
 from dil_cli.config.judging import check_judge
-from dil_cli.errors import DilError, require, require_positive
+from dil_cli.errors import DilError, require, require_not_negative, require_positive
 
 
 class DataSource(str, Enum):
@@ -59,6 +59,14 @@ class Schedule(str, Enum):
     cosine = "cosine"
     linear = "linear"
     constant = "constant"
+
+
+class Resume(str, Enum):
+    """What becomes of an unfinished run: auto goes on with it if it can, must does or fails, never starts over."""
+
+    auto = "auto"
+    never = "never"
+    must = "must"
 
 
 class WandbMode(str, Enum):
@@ -249,12 +257,30 @@ class ProbeConfig:
 
 @dataclass(kw_only=True)
 class CheckpointConfig:
-    """`every`: optimiser steps between checkpoints; 0 keeps only the one at the end."""
+    """What is kept of a policy on its way, and how often a run's whole state is saved, from which a killed one goes on.
+
+    every: optimiser steps between checkpoints; 0 keeps only the one at the end.
+    keep: of these the newest so many and the best, by `probe/loss` at the last measurement before it; null is all.
+    resume_minutes: minutes of training between states, more where saving takes over a twentieth of that; 0 saves one
+        after every step, null none but when told to stop.
+    """
 
     every: int = 0
+    keep: int | None = None
+    resume_minutes: float | None = 5.0
 
     def __post_init__(self) -> None:
         require(self.every >= 0, "checkpoint.every", self.every, "be 0 or more", 0)
+        require(self.keep is None or self.keep > 0, "checkpoint.keep", self.keep, "be above 0 or null", 2)
+        require(
+            self.keep is None or self.every > 0,
+            "checkpoint.keep",
+            self.keep,
+            "stay null unless checkpoint.every is set",
+            "null",
+        )
+        if self.resume_minutes is not None:
+            require_not_negative("checkpoint.resume_minutes", self.resume_minutes, 5)
 
 
 @dataclass(kw_only=True)
@@ -284,6 +310,7 @@ class TrainConfig:
     precision: Precision = Precision.auto
     preset: str | None = None
     allow_custom: bool = False
+    resume: Resume = Resume.auto
     model: ModelConfig
     data: DataConfig
     loss: Any

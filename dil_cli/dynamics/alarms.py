@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from dil_cli.config.schema import AlarmConfig
 
@@ -24,6 +25,21 @@ class Alarm:
     message: str
     value: float
     limit: float
+
+    def row(self) -> dict[str, str | float]:
+        """As a row of the record."""
+        return {
+            "alarm": self.name,
+            "limit": self.limit,
+            "message": self.message,
+            "step": self.step,
+            "value": self.value,
+        }
+
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any]) -> Alarm:
+        """From a row of the record."""
+        return cls(row["alarm"], row["step"], row["message"], row["value"], row["limit"])
 
 
 def new_alarms(history: Sequence[ProbeRow], limits: AlarmConfig) -> list[Alarm]:

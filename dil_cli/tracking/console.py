@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
@@ -103,6 +103,10 @@ class PlainConsole:
         self._began, self._before, self._mark = time.monotonic(), None, 0
         for line in self._journey.header():
             self.note(line)
+
+    def replay(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Keep them for the end."""
+        self._require().went_on(rows)
 
     def step(self, row: Row) -> None:
         """Print a line at each twentieth of the run."""
@@ -204,6 +208,12 @@ class LiveConsole:
         for line in self._journey.header():
             self.note(line)
         self._task = self._show().add_task("training", total=run.total_steps)
+
+    def replay(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Keep them for the end, and begin the bar where they end."""
+        self._require().went_on(rows)
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=max((int(row["step"]) for row in rows), default=0))
 
     def step(self, row: Row) -> None:
         """Move the bar."""

@@ -9,7 +9,8 @@ at most the last line is cut, and `read_metrics` passes over it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -35,19 +36,39 @@ class MetricsRecord:
         """Bytes written so far; as `keep`, it takes the record back to this moment."""
         return self._size
 
+    def cut_back(self, path: Path) -> None:
+        """Cut the record to `keep` bytes.
+
+        Raises:
+            DilError: when it holds fewer bytes than that.
+        """
+        size = path.stat().st_size if path.exists() else 0
+        if size < self._size:
+            raise DilError(
+                f"the record holds {size} bytes, the run to go on with wrote {self._size}", str(path),
+                "put the record back, or resume=never starts over",
+            )  # fmt: skip
+        if size > self._size:
+            os.truncate(path, self._size)
+
     def start(self, run: RunInfo) -> None:
-        """Open the record and cut it to `keep` bytes.
+        """Open the record, cut back to `keep` bytes.
 
         Raises:
             DilError: when it holds fewer bytes than that.
         """
         path = RunFolder(run.folder).metrics
         path.parent.mkdir(parents=True, exist_ok=True)
-        size = path.stat().st_size if path.exists() else 0
-        if size < self._size:
-            raise DilError(f"the record holds {size} bytes, the run to go on with wrote {self._size}", where=str(path))
+        self.cut_back(path)
         self._file = path.open("ab")
-        self._file.truncate(self._size)
+
+    def replay(self, rows: Sequence[dict[str, Any]]) -> None:
+        """They are in the file."""
+
+    def flush_to_disk(self) -> None:
+        """Let what was written outlast a power cut."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
 
     def step(self, row: Row) -> None:
         """Add the row of a step."""
@@ -59,15 +80,7 @@ class MetricsRecord:
 
     def alarm(self, alarm: Alarm) -> None:
         """Add the row of an alarm."""
-        self._write(
-            {
-                "alarm": alarm.name,
-                "limit": alarm.limit,
-                "message": alarm.message,
-                "step": alarm.step,
-                "value": alarm.value,
-            }
-        )
+        self._write(alarm.row())
 
     def note(self, text: str) -> None:
         """Notes are for the user at the console; the record holds numbers."""

@@ -37,6 +37,9 @@ class Sink(Protocol):
     def start(self, run: RunInfo) -> None:
         """Before the first row."""
 
+    def replay(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Before the first new row of a run that goes on: all rows of its record so far (`record.py`)."""
+
     def step(self, row: Row) -> None:
         """After each optimiser step."""
 
@@ -66,6 +69,11 @@ class Sinks:
         """Before the first row."""
         for sink in self._sinks:
             sink.start(run)
+
+    def replay(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Before the first new row of a run that goes on."""
+        for sink in self._sinks:
+            sink.replay(rows)
 
     def step(self, row: Row) -> None:
         """After each optimiser step."""

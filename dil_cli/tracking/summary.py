@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,14 @@ class Journey:
     first: Row = field(default_factory=dict)
     last: Row = field(default_factory=dict)
     alarms: list[Alarm] = field(default_factory=list)
+
+    def went_on(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Keep what an earlier process of this run has recorded."""
+        for row in rows:
+            if "alarm" in row:
+                self.alarms.append(Alarm.of_row(row))
+            elif "probe/loss" in row:
+                self.probed(row)
 
     def probed(self, row: Row) -> None:
         """Keep a measurement of the probe set."""

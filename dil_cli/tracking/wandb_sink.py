@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,14 @@ class WandbSink:
                 self._run = None
                 self._say(f"W&B is left out ({_reason(err)}); the run keeps its own record")
 
+    def replay(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Log them again: the W&B run of the earlier process is replaced by this one."""
+        for row in rows:
+            if "alarm" in row:
+                self._note_alarm(Alarm.of_row(row))
+            else:
+                self.step(row)
+
     def step(self, row: Row) -> None:
         """Log the row of a step."""
         self._try(lambda run: run.log(plain_row(row)))
@@ -90,9 +98,12 @@ class WandbSink:
 
     def alarm(self, alarm: Alarm) -> None:
         """Put the alarm in the summary, and send it out where W&B is online."""
-        self._try(lambda run: run.summary.update({f"alarm/{alarm.name}": alarm.message}))
+        self._note_alarm(alarm)
         if self._online:
             self._try(lambda run: run.alert(title=f"{self._run_id}: {alarm.name}", text=alarm.message))
+
+    def _note_alarm(self, alarm: Alarm) -> None:
+        self.summary({f"alarm/{alarm.name}": alarm.message})
 
     def note(self, text: str) -> None:
         """Notes are for the user at the console."""

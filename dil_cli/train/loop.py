@@ -31,8 +31,9 @@ def train(
     optim: OptimConfig,
     compute: Compute,
     after_step: Callable[[int, dict[str, Any]], None],
+    done: int = 0,
 ) -> None:
-    """Take all steps of `plan` over `pairs`; `after_step(step, row)` hears of each, counted from 1.
+    """Take the steps of `plan` over `pairs` that are not `done`; `after_step(step, row)` hears of each, from 1.
 
     Raises:
         RunFailed: when a loss or a gradient is not finite; the weights are those before that step.
@@ -42,7 +43,7 @@ def train(
         return accumulate_gradient(model, loss, batch, compute)
 
     model.train()
-    for step in range(plan.total):
+    for step in range(done, plan.total):
         started = time.perf_counter()
         batch = pairs.part(plan.pairs_at(step))
         lr = set_lr(optimisers, lr_factor(step, plan.total, optim))

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import math
+import shutil
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError
+
 from dil_cli.artifacts.manifest import environment
+from dil_cli.artifacts.owner import owning
 from dil_cli.artifacts.run_folder import RunFolder
+from dil_cli.artifacts.states import State, States
 from dil_cli.config.identity import describe, plain, run_hash, to_yaml
-from dil_cli.config.schema import TrainConfig, WandbMode
+from dil_cli.config.schema import Resume, TrainConfig, WandbMode
 from dil_cli.data.load import load_pairs
 from dil_cli.data.template import effective_template
 from dil_cli.data.token_cache import tokenizer_fingerprint
 from dil_cli.dynamics.alarms import Alarm, new_alarms
 from dil_cli.dynamics.plots import dynamics_curves, plot_dynamics
 from dil_cli.dynamics.probe import choose_probe, probe_steps
-from dil_cli.errors import RunFailed
+from dil_cli.errors import DilError, RunFailed
 from dil_cli.files import write_json
 from dil_cli.models.load import weights_fingerprint
 from dil_cli.models.reference_cache import ReferenceCache
@@ -36,10 +44,15 @@ from dil_cli.train.prepare import Prepared, prepare
 from dil_cli.train.probe import Probe
 from dil_cli.train.ready import stay_offline_if_local
 from dil_cli.train.reference import complete, look_up, open_cache
+from dil_cli.train.resume import refuse_drift, restore, save_state, saved_reference
 from dil_cli.train.step import Batch
+from dil_cli.train.stop import StopSignals
 from dil_cli.types import PairLogps, TokenisedPair
 
 PREFLIGHT_PAIRS = 8
+
+TRAINING_PER_SAVING = 20.0
+"""Times as long as a state takes to save that training goes on before the next, whatever was asked for."""
 
 
 def run(config: TrainConfig, chosen: Path | None) -> int:
@@ -52,6 +65,7 @@ def run(config: TrainConfig, chosen: Path | None) -> int:
     Raises:
         DilError: for wrong input, before anything is written.
         RunFailed: when the run could not go on; the folder says why and keeps a checkpoint.
+        Stopped: after a signal; the same command goes on.
     """
     console = make_console()
     try:
@@ -60,29 +74,58 @@ def run(config: TrainConfig, chosen: Path | None) -> int:
             pairs = load_pairs(config.data, config.seed, config.loss.needs_rejected)
         identity = run_hash(config, pairs.fingerprint)
         folder = RunFolder(chosen or Path(config.output).resolve() / f"{config.name}-{identity}")
-        if folder.finished(identity):
-            console.note(f"finished already: {folder.path}")
-            if not folder.picture.is_file():
-                draw(folder, config)
-        else:
-            folder.check_writable()
-            if folder.manifest.is_file():
-                console.note(f"an unfinished run is in {folder.path}: starting over")
-            prepared = prepare(config, pairs, console)
-            for line in [*prepared.pairs.counts.describe(), *prepared.notices()]:
-                tell(console, line)
-            if config.preset:
-                tell(console, f"preset: {config.preset}")
-            if config.optim.batch_size > len(prepared.train.pairs):
-                tell(console, f"optim.batch_size is {config.optim.batch_size}: every step takes all pairs")
-            if config.data.notice:
-                tell(console, f"notice: {config.data.notice}")
-            Run(config, prepared, folder, identity, console).complete()
+        with StopSignals() as signals, ExitStack() as owned:
+            if folder.finished(identity):
+                _show_finished(folder, config, console)
+            else:
+                folder.check_writable()
+                state = _state(config, folder, console, owned)
+                prepared = prepare(config, pairs, console)
+                _tell_facts(config, prepared, console)
+                Run(config, prepared, folder, identity, console, signals).complete(state, owned)
         console.note(f"picture {folder.picture}")
         console.note(f"record  {folder.metrics}")
     finally:
         console.close()
     return 0
+
+
+def _show_finished(folder: RunFolder, config: TrainConfig, console: ConsoleSink) -> None:
+    console.note(f"finished already: {folder.path}")
+    folder.tidy()
+    if not folder.picture.is_file():
+        draw(folder, config)
+
+
+def _state(config: TrainConfig, folder: RunFolder, console: ConsoleSink, owned: ExitStack) -> State | None:
+    """Where to go on; the folder of a run that has begun is owned from here on.
+
+    Raises:
+        DilError: when another process trains this run, or there is nothing to go on from and there must be.
+    """
+    state = None
+    if folder.manifest.is_file():
+        owned.enter_context(owning(folder.resume, folder.path))
+        if config.resume is not Resume.never:
+            state = States(folder.resume).newest(console.note)
+    if state is None and config.resume is Resume.must:
+        raise DilError(f"there is no saved state in {folder.path}", "resume=must", "resume=auto starts the run")
+    if state is not None:
+        console.note(f"an unfinished run is in {folder.path}: going on after step {state.step}")
+    elif folder.manifest.is_file():
+        console.note(f"an unfinished run is in {folder.path}: starting over")
+    return state
+
+
+def _tell_facts(config: TrainConfig, prepared: Prepared, console: ConsoleSink) -> None:
+    for line in [*prepared.pairs.counts.describe(), *prepared.notices()]:
+        tell(console, line)
+    if config.preset:
+        tell(console, f"preset: {config.preset}")
+    if config.optim.batch_size > len(prepared.train.pairs):
+        tell(console, f"optim.batch_size is {config.optim.batch_size}: every step takes all pairs")
+    if config.data.notice:
+        tell(console, f"notice: {config.data.notice}")
 
 
 def draw(folder: RunFolder, config: TrainConfig) -> None:
@@ -101,6 +144,7 @@ class Run:
         folder: RunFolder,
         identity: str,
         console: ConsoleSink,
+        signals: StopSignals,
     ) -> None:
         self.config, self.splits, self.folder, self.identity = config, prepared.pairs, folder, identity
         self.model, self.tokenizer = prepared.policy.model, prepared.policy.tokenizer
@@ -111,30 +155,81 @@ class Run:
         held_out = prepared.heldout.pairs
         probe_pairs = [held_out[i] for i in choose_probe(len(held_out), config.probe.pairs)]
         self.probe = Probe(self.model, probe_pairs, config.loss, self.compute, folder.probe)
+        self.signals, self.states = signals, States(folder.resume)
+        self.record = MetricsRecord()
         self.probe_rows: list[dict[str, Any]] = []
         self.alarms: list[Alarm] = []
         self.step = 0
+        self.seconds = 0.0
+        """Of training, in this process and earlier ones."""
 
-    def complete(self) -> None:
-        """Reference column, preflight, training, result."""
-        batch, at_start = self._reference()
-        self.manifest = self._manifest(batch, at_start)
-        self.folder.begin(to_yaml(self.config), self.manifest)
+    def complete(self, state: State | None, owned: ExitStack) -> None:
+        """Reference column, preflight, training, result; or from `state` on. The folder is `owned` from then on."""
+        self.weights_sha256 = weights_fingerprint(self.model)
+        self.optimisers = build_optimisers(self.model, self.config.optim)
+        batch, at_start = self._reference() if state is None else (self._go_on(state), None)
+        try:
+            if state is None:
+                if not self.folder.resume.is_dir():
+                    owned.enter_context(owning(self.folder.resume, self.folder.path))
+                if self.folder.finished(self.identity):  # by another process, while this one computed the reference
+                    _show_finished(self.folder, self.config, self.console)
+                    return
+                self.manifest = self._manifest(batch, at_start)
+                self.folder.begin(to_yaml(self.config), self.manifest)
+            self._record(batch)
+        except (OSError, SafetensorError) as error:
+            raise self._not_written(error) from error
+
+    def _record(self, batch: Batch) -> None:
+        """Everything that is written."""
         self.sinks = Sinks(self._listeners())
         try:
             self.sinks.start(self._info())
-            self._measure()
-            started = time.perf_counter()
+            if self.step:
+                self.sinks.replay(read_metrics(self.folder.metrics))
+            else:
+                torch.manual_seed(self.config.seed)
+                self._measure()
             self._train(batch)
-            self._finish(time.perf_counter() - started)
+            self._finish()
         finally:
             self.sinks.close()
+
+    def _go_on(self, state: State) -> Batch:
+        """Take the run back to `state`, its record and measurements too; the training pairs with their reference.
+
+        Raises:
+            DilError: when what the run began with is another now.
+        """
+        self.manifest = json.loads(self.folder.manifest.read_text(encoding="utf-8"))
+        batch, self.probe.start = saved_reference(state, self.pairs)
+        refuse_drift(self.manifest, self._manifest(batch, None), self.folder.path, self.console.note)
+        restore(state, self.model, self.optimisers)
+        self.step, self.seconds = state.step, state.facts["seconds"]
+        self.record = MetricsRecord(keep=state.facts["record_bytes"])
+        self.record.cut_back(self.folder.metrics)
+        self.folder.cut_back(self.step)
+        rows = read_metrics(self.folder.metrics)
+        self.probe_rows = [row for row in rows if "probe/loss" in row]
+        self.alarms = [Alarm.of_row(row) for row in rows if "alarm" in row]
+        return batch
+
+    def _not_written(self, error: Exception) -> RunFailed:
+        """The disk does not take what the run writes; what is there stays whole."""
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        failure = RunFailed(
+            f"the run cannot be written: {reason}", str(getattr(error, "filename", None) or self.folder.path),
+            "make room or give leave to write; the same command goes on from its last state",
+        )  # fmt: skip
+        with suppress(OSError):
+            write_json(self.folder.failure, {"step": self.step, "what": failure.what, "fix": failure.fix})
+        return failure
 
     def _reference(self) -> tuple[Batch, float | None]:
         """The training pairs with their reference column, checked against the policy; and the loss at step 0."""
         for line in show_pair(self.pairs[0], self.tokenizer):
             tell(self.console, line)
-        self.weights_sha256 = weights_fingerprint(self.model)
         cache = open_cache(self.config, self.model, self.weights_sha256, self.compute)
         first = slice(0, PREFLIGHT_PAIRS)
         self.probe.start = start = self._column("probe set at step 0", self.probe.pairs, cache)
@@ -169,33 +264,83 @@ class Run:
         return column
 
     def _train(self, batch: Batch) -> None:
+        began, before = time.monotonic(), self.seconds
+        self._saved, self._save_seconds = began, 0.0
+
+        def after_step(step: int, row: dict[str, Any]) -> None:
+            self.step, self.seconds = step, before + time.monotonic() - began
+            self._after_step(row, batch)
+
         optim = self.config.optim
-        optimisers = build_optimisers(self.model, optim)
+        self.signals.deferring = True
         try:
             train(
                 self.model,
                 self.config.loss,
-                optimisers,
+                self.optimisers,
                 batch,
                 self.plan,
                 optim,
                 self.compute,
-                self._after_step,
+                after_step,
+                done=self.step,
             )
         except RunFailed as failure:
             self._save()
             failure.where = f"step {self.step + 1}; the policy before it is in {self.folder.checkpoint(self.step)}"
             write_json(self.folder.failure, {"step": self.step + 1, "what": failure.what, "fix": failure.fix})
             raise
+        self.signals.deferring = False
 
-    def _after_step(self, step: int, row: dict[str, Any]) -> None:
-        self.step = step
+    def _after_step(self, row: dict[str, Any], batch: Batch) -> None:
         self.sinks.step(row)
-        if step in probe_steps(self.plan.total, self.config.probe.times):
+        if self.step in probe_steps(self.plan.total, self.config.probe.times):
             self._measure()
         every = self.config.checkpoint.every
-        if every and step % every == 0 and step < self.plan.total:
+        if every and self.step % every == 0 and self.step < self.plan.total:
             self._save()
+            self._keep_newest_and_best()
+        if self.signals.asked or (self.step < self.plan.total and self._state_is_due()):
+            self._save_state(batch)
+        self.signals.obey(f"the state after step {self.step} of {self.plan.total} is saved, the same command goes on")
+
+    def _state_is_due(self) -> bool:
+        minutes = self.config.checkpoint.resume_minutes
+        if not minutes:
+            return minutes is not None
+        return time.monotonic() - self._saved >= max(60 * minutes, TRAINING_PER_SAVING * self._save_seconds)
+
+    def _save_state(self, batch: Batch) -> None:
+        """What the run goes on from; where the disk has no room for it training goes on, unless it is to stop."""
+        began = time.monotonic()
+        self.record.flush_to_disk()
+        facts = {"seconds": self.seconds, "record_bytes": self.record.offset}
+        assert self.probe.start is not None
+        try:
+            save_state(self.states, self.step, facts, self.model, self.optimisers, batch, self.probe.start)
+        except (OSError, SafetensorError) as error:
+            if self.signals.asked:
+                raise
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            self.console.note(f"the state after step {self.step} cannot be saved ({reason}); training goes on")
+        self._saved = time.monotonic()
+        self._save_seconds = self._saved - began
+
+    def _keep_newest_and_best(self) -> None:
+        """Remove the checkpoints that `checkpoint.keep` does not ask for."""
+        keep = self.config.checkpoint.keep
+        if keep is None:
+            return
+        steps = sorted(int(path.name.removeprefix("step-")) for path in self.folder.checkpoints.glob("step-*"))
+        best = min(steps, key=lambda step: (self._probe_loss(step), -step))
+        for step in steps[:-keep]:
+            if step != best:
+                shutil.rmtree(self.folder.checkpoint(step))
+
+    def _probe_loss(self, step: int) -> float:
+        """On the held-out pairs, at the last measurement that the policy after `step` steps had."""
+        value = [row["probe/loss"] for row in self.probe_rows if row["step"] <= step][-1]
+        return math.inf if value is None else float(value)
 
     def _measure(self) -> None:
         row = self.probe.measure(self.step)
@@ -210,7 +355,7 @@ class Run:
         save_checkpoint(folder, self.model, self.tokenizer, self.template, self.manifest | {"step": self.step})
         return folder
 
-    def _finish(self, seconds: float) -> None:
+    def _finish(self) -> None:
         checkpoint = self._save()
         draw(self.folder, self.config)
         result = {
@@ -224,13 +369,13 @@ class Run:
             "start": self.probe_rows[0],
             "end": self.probe_rows[-1],
             "alarms": [plain(alarm) for alarm in self.alarms],
-            "train_seconds": round(seconds, 3),
+            "train_seconds": round(self.seconds, 3),
         }
         self.sinks.finish(result)
-        write_json(self.folder.result, result)
+        self.folder.finish(result)
 
     def _listeners(self) -> list[Sink]:
-        sinks: list[Sink] = [MetricsRecord()]
+        sinks: list[Sink] = [self.record]
         if self.config.tracker.mode is not WandbMode.disabled:
             from dil_cli.tracking.wandb_sink import WandbSink
 

@@ -1,0 +1,153 @@
+"""A run's whole state between two steps, as tensors and JSON: what it takes to go on as if nothing had happened.
+
+Policy, optimiser, random generators, and the reference: log-probs of the starting model, which a policy that has
+learnt could not give again. Which pairs come next, the schedule and the alarms follow from the step and the record.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
+from functools import partial, reduce
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dil_cli.artifacts.states import State, States
+from dil_cli.errors import DilError
+from dil_cli.train.step import Batch
+from dil_cli.types import PairLogps, TokenisedPair
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+POLICY, OPTIMISER, REFERENCE, GENERATORS = (
+    f"{name}.safetensors" for name in ("policy", "optimiser", "reference", "generators")
+)
+
+BINDING = {
+    "the starting model": ("model", "weights_sha256"), "the tokenizer": ("tokenizer_sha256",),
+    "the chat template": ("template_sha256",), "the data": ("data_sha256",), "the reference": ("reference_sha256",),
+    "the probe set": ("probe_rows",), "the precision": ("compute",), "the layout of rows": ("rows",),
+}  # fmt: skip
+"""What must be the same when a run goes on, by its place in the manifest."""
+
+
+def save_state(
+    states: States,
+    step: int,
+    facts: dict[str, Any],
+    model: PreTrainedModel,
+    optimisers: Sequence[torch.optim.Optimizer],
+    batch: Batch,
+    probe_start: PairLogps,
+) -> None:
+    """Save the run after `step` steps; `facts` are what else it shall find again."""
+    write = partial(_write, model=model, optimisers=optimisers, batch=batch, probe_start=probe_start)
+    states.save(step, facts | {"generators": _generators()}, write)
+
+
+def restore(state: State, model: PreTrainedModel, optimisers: Sequence[torch.optim.Optimizer]) -> None:
+    """Put policy, optimiser and random generators back to where they were."""
+    tensors = load_file(state.folder / POLICY)
+    with torch.no_grad():
+        for name, value in _policy(model):
+            value.copy_(tensors.pop(name))
+    assert not tensors, f"the model lacks {list(tensors)}"
+    moments = load_file(state.folder / OPTIMISER)
+    for number, optimiser in enumerate(optimisers):
+        own: dict[int, dict[str, Tensor]] = {}
+        for key, value in moments.items():
+            which, parameter, name = key.split(".", 2)
+            if int(which) == number:
+                own.setdefault(int(parameter), {})[name] = value
+        optimiser.load_state_dict(optimiser.state_dict() | {"state": own})
+    _set_generators(state)
+
+
+def saved_reference(state: State, pairs: Sequence[TokenisedPair]) -> tuple[Batch, PairLogps]:
+    """The training pairs with their reference column, and the probe set as it was at step 0."""
+    tensors = load_file(state.folder / REFERENCE)
+    start = PairLogps(**{key.removeprefix("probe."): tensors[key] for key in tensors if key.startswith("probe.")})
+    return Batch(pairs, tensors.get("chosen"), tensors.get("rejected")), start
+
+
+def refuse_drift(began: dict[str, Any], now: dict[str, Any], folder: Path, say: Callable[[str], None]) -> None:
+    """Nothing that the numbers depend on may have changed since the run in `folder` began.
+
+    Args:
+        began: the run's manifest.
+        now: what it would be if the run began now.
+        folder: the run's.
+        say: is told of what may change the last digits.
+
+    Raises:
+        DilError: naming what changed.
+    """
+    changed = [
+        name
+        for name, path in BINDING.items()
+        if reduce(dict.__getitem__, path, began) != reduce(dict.__getitem__, path, now)
+    ]
+    if changed:
+        raise DilError(
+            f"{' and '.join(changed)} changed since this run began", str(folder),
+            "put back what was there, or resume=never starts over",
+        )  # fmt: skip
+    before, after = (facts["environment"]["packages"] | {"device": facts["device"]} for facts in (began, now))
+    other = [f"{name} {before.get(name)} -> {is_now}" for name, is_now in after.items() if before.get(name) != is_now]
+    if other:
+        say(f"not as when the run began: {', '.join(other)}; the last digits may differ")
+
+
+def _write(
+    folder: Path,
+    model: PreTrainedModel,
+    optimisers: Sequence[torch.optim.Optimizer],
+    batch: Batch,
+    probe_start: PairLogps,
+) -> None:
+    save_file({name: value.detach().contiguous() for name, value in _policy(model)}, folder / POLICY)
+    moments = {
+        f"{number}.{parameter}.{name}": value
+        for number, optimiser in enumerate(optimisers)
+        for parameter, state in optimiser.state_dict()["state"].items()
+        for name, value in state.items()
+    }
+    save_file(moments, folder / OPTIMISER)
+    column = {"chosen": batch.reference_chosen_B, "rejected": batch.reference_rejected_B}
+    probe = {f"probe.{field.name}": getattr(probe_start, field.name) for field in fields(probe_start)}
+    save_file({key: value for key, value in (column | probe).items() if value is not None}, folder / REFERENCE)
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    save_file(
+        {"torch": torch.get_rng_state(), **{f"cuda.{i}": value for i, value in enumerate(cuda)}}, folder / GENERATORS
+    )
+
+
+def _policy(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+    """What a policy is made of: its parameters, tied ones once, and the buffers that a checkpoint holds."""
+    yield from model.named_parameters()
+    kept = model.state_dict().keys()
+    yield from ((name, value) for name, value in model.named_buffers() if name in kept)
+
+
+def _generators() -> dict[str, Any]:
+    """Python's and numpy's, which no code of ours draws from in training; a user's own loss may."""
+    kind, words, *rest = np.random.get_state()
+    return {"python": random.getstate(), "numpy": [kind, np.asarray(words).tolist(), *rest]}
+
+
+def _set_generators(state: State) -> None:
+    kept = state.facts["generators"]
+    version, words, gauss = kept["python"]
+    random.setstate((version, tuple(words), gauss))
+    np.random.set_state(tuple(kept["numpy"]))
+    tensors = load_file(state.folder / GENERATORS)
+    torch.set_rng_state(tensors.pop("torch"))
+    if torch.cuda.is_available() and len(tensors) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([tensors[f"cuda.{i}"] for i in range(len(tensors))])

@@ -1,0 +1,62 @@
+"""Signals that ask a run to stop: between steps they are obeyed at once, during one when it has been taken."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+from dil_cli.errors import Stopped
+
+EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 75, signal.SIGUSR1: 75}
+"""75 is EX_TEMPFAIL: run the same command again. Slurm sends SIGTERM or, with --signal=USR1@120, SIGUSR1 before."""
+
+
+class StopSignals:
+    """While the context lasts, a signal raises `Stopped`, or is kept for `obey` where `deferring` is set.
+
+    A second signal does not wait. Python gives signals to the main thread alone; in another one nothing is installed.
+    """
+
+    def __init__(self) -> None:
+        self.deferring = False
+        self._asked: signal.Signals | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            for number in EXIT_CODES:
+                # What this process was started to ignore, as nohup's and a background shell's SIGINT, stays ignored.
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._heard)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @property
+    def asked(self) -> bool:
+        """Whether a signal is kept."""
+        return self._asked is not None
+
+    def obey(self, saved: str) -> None:
+        """Stop if a signal is kept; `saved` says what was done first.
+
+        Raises:
+            Stopped: with the signal's exit code.
+        """
+        if self._asked is not None:
+            raise Stopped(f"{_told(self._asked)}: {saved}", EXIT_CODES[self._asked])
+
+    def _heard(self, number: int, frame: FrameType | None) -> None:
+        heard = signal.Signals(number)
+        if self.deferring and self._asked is None:
+            self._asked = heard
+            return
+        raise Stopped(_told(heard), EXIT_CODES[heard])
+
+
+def _told(heard: signal.Signals) -> str:
+    return "interrupted" if heard is signal.SIGINT else f"stopped by {heard.name}"
