@@ -127,7 +127,7 @@ class RunFolder:
         self.config.write_text(config_yaml, encoding="utf-8")
 
     def cut_back(self, step: int) -> None:
-        """Remove what was written after `step` optimiser steps; the record's sink cuts that, W&B's copy is made anew."""
+        """Remove what was written after `step` optimiser steps; the record, which its sink cuts, excepted."""
         remove_leftovers(self.path)
         shutil.rmtree(self.path / "wandb", ignore_errors=True)
         for path in [*self.probe.glob("step-*"), *self.checkpoints.glob("step-*")]:

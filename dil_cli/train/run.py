@@ -69,12 +69,12 @@ def run(config: TrainConfig, chosen: Path | None) -> int:
     """
     console = make_console()
     try:
-        stay_offline_if_local(config.model.path, config.data)
-        with console.phase("reading pairs", None):
-            pairs = load_pairs(config.data, config.seed, config.loss.needs_rejected)
-        identity = run_hash(config, pairs.fingerprint)
-        folder = RunFolder(chosen or Path(config.output).resolve() / f"{config.name}-{identity}")
         with StopSignals() as signals, ExitStack() as owned:
+            stay_offline_if_local(config.model.path, config.data)
+            with console.phase("reading pairs", None):
+                pairs = load_pairs(config.data, config.seed, config.loss.needs_rejected)
+            identity = run_hash(config, pairs.fingerprint)
+            folder = RunFolder(chosen or Path(config.output).resolve() / f"{config.name}-{identity}")
             if folder.finished(identity):
                 _show_finished(folder, config, console)
             else:
