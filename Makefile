@@ -67,8 +67,9 @@ bench-quick: $(INSTALLED)  ## the same on a tiny model, to see that it runs (two
 	$(BIN)/python -m benchmarks.scaling --quick --out outputs/bench/quick
 	$(BIN)/python -m benchmarks.gpu --small --checkpointing on --out outputs/bench/quick
 
-faults: $(INSTALLED)  ## a sweep killed at 20 random moments ends in the same table (ten minutes)
-	DIL_KILLS=20 OMP_NUM_THREADS=1 $(BIN)/pytest --timeout 3600 tests/sweep -k killed
+faults: $(INSTALLED)  ## runs killed at 50 moments, disks full, states damaged, inputs bad; a sweep killed 20 times (15 minutes)
+	DIL_KILLS=50 OMP_NUM_THREADS=1 $(BIN)/pytest tests/reliability -m 'not epoch' -n auto --maxprocesses 8 --timeout 3600
+	DIL_KILLS=20 OMP_NUM_THREADS=1 $(BIN)/pytest tests/sweep -k killed --timeout 3600
 
 tiny: $(INSTALLED)  ## make the bundled tiny model from nothing (half an hour)
 	$(BIN)/python recipes/make_tiny.py

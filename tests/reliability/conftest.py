@@ -17,6 +17,21 @@ TIMES = {"pairs_per_s", "tokens_per_s", "memory_gb"}
 OFTEN = "checkpoint.resume_minutes=0"
 
 
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """How much was survived: a fault each test of kills and faults, but where it says how many."""
+    counts: dict[str, int] = {}
+    for report in terminalreporter.stats.get("passed", []):
+        if report.when != "call":
+            continue
+        said = dict(report.user_properties)
+        if "test_resume" in report.nodeid or "test_faults" in report.nodeid:
+            said.setdefault("faults survived", 1)
+        for name, number in said.items():
+            counts[name] = counts.get(name, 0) + number
+    if counts:
+        terminalreporter.write_line(", ".join(f"{name}: {number:,}" for name, number in counts.items()))
+
+
 @dataclass(frozen=True)
 class Traces:
     """What a finished run leaves, less what clocks and the machine's memory say."""
