@@ -24,10 +24,13 @@ from dil_cli.config import custom, judging, schema
 from dil_cli.config.arguments import split_argv
 from dil_cli.config.explain import check_keys, explained
 from dil_cli.config.help import ROOTS
+from dil_cli.config.identity import plain
+from dil_cli.config.known_code import leaves, only_known_code
 from dil_cli.config.paths import conf_dir
 from dil_cli.errors import DilError
 from dil_cli.losses import PreferenceLoss, check_loss, registry
 from dil_cli.losses.check import place_of
+from dil_cli.secrets import hidden, name_of_secret
 
 STOPS = {"--cfg", "-c", "--info", "-i", "--hydra-help", "--version", "--shell-completion", "-sc"}
 """Options that answer and start nothing."""
@@ -120,13 +123,13 @@ def run_command(command: str, argv: list[str]) -> int:
         except DilError as error:
             if os.environ.get("DIL_TRACEBACK"):
                 raise
-            print(error, file=sys.stderr)
+            print(hidden(str(error)), file=sys.stderr)
             codes.append(error.exit_code)
         return codes[-1]
 
     entry = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=root)(job)
     try:
-        with explained(command, [*overrides, *options]):
+        with explained(command, [*overrides, *options]), only_known_code(overrides):
             entry()
     except (ValueError, TypeError, OSError) as error:
         if begun:
@@ -195,7 +198,7 @@ def to_dataclass(composed: DictConfig) -> Any:
     if OmegaConf.get_type(composed) is schema.EvalConfig:
         with explained("eval"):
             check_keys(composed, "eval")
-            return OmegaConf.to_object(composed)
+            return without_secrets(OmegaConf.to_object(composed))
     with explained():
         if OmegaConf.get_type(composed, "loss") not in registry.LOSSES.values():
             raise DilError(
@@ -204,7 +207,7 @@ def to_dataclass(composed: DictConfig) -> Any:
                 fix="defaults: [/schema/loss/NAME@_here_] at the top of its YAML",
             )
         check_keys(composed)
-        config = OmegaConf.to_object(composed)
+        config = without_secrets(OmegaConf.to_object(composed))
     assert isinstance(config, schema.TrainConfig)
     if config.allow_custom and not custom.LOADED:
         raise DilError(
@@ -213,6 +216,21 @@ def to_dataclass(composed: DictConfig) -> Any:
             fix="leave it out of the YAML and add allow_custom=true to the command",
         )
     check_loss(config.loss)
+    return config
+
+
+def without_secrets(config: Any) -> Any:
+    """`config` as it is: it is written to the run's folder, and no key may be.
+
+    Raises:
+        DilError: naming the key under which a secret of the environment stands.
+    """
+    for key, value in leaves(plain(config)):
+        if variable := name_of_secret(f"{key} {value}"):
+            raise DilError(
+                f"{key} holds what {variable} holds, and a config is written down",
+                key, f"leave it out; what needs {variable} reads it from the environment",
+            )  # fmt: skip
     return config
 
 

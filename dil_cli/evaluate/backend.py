@@ -183,6 +183,11 @@ def _with_adapter(
         raise DilError("an adapter needs peft, which is not installed", target.path, INSTALL) from error
     from transformers import AutoTokenizer
 
+    if not (Path(target.path) / "adapter_model.safetensors").is_file():
+        raise DilError(
+            "the adapter has no adapter_model.safetensors, and dil loads no pickle", target.path,
+            "save it again with a present peft: model.save_pretrained(folder)",
+        )  # fmt: skip
     try:
         model = PeftModel.from_pretrained(base, target.path)
     except Exception as error:  # whatever a damaged or foreign adapter makes peft raise
@@ -190,7 +195,7 @@ def _with_adapter(
         raise DilError(f"the adapter cannot be put on its base: {first}", target.path, "save it again") from error
     if _has_tokenizer(Path(target.path)):
         load: Any = AutoTokenizer.from_pretrained
-        tokenizer = load(target.path)
+        tokenizer = load(target.path, trust_remote_code=False)
     embedding: Any = base.get_input_embeddings()
     if len(tokenizer) > embedding.weight.shape[0]:
         raise DilError(
