@@ -99,6 +99,8 @@ def run_command(command: str, argv: list[str]) -> int:
     Raises:
         DilError: for anything wrong in `argv` or in the files it names.
     """
+    for word in argv:  # before Hydra, which repeats all of them where a job fails
+        refuse_secret(word.partition("=")[0], word)
     overrides, options = split_argv(command, argv)
     root = ROOTS.get(command, command)
     if command == "sweep" and not STOPS & set(options):
@@ -220,18 +222,23 @@ def to_dataclass(composed: DictConfig) -> Any:
 
 
 def without_secrets(config: Any) -> Any:
-    """`config` as it is: it is written to the run's folder, and no key may be.
+    """`config` as it is: it is written to the run's folder, so that no key may be in it."""
+    for key, value in leaves(plain(config)):
+        refuse_secret(key, f"{key} {value}")
+    return config
+
+
+def refuse_secret(key: str, text: str) -> None:
+    """`text`, of which `key` tells the user where it stands, must hold no secret of the environment.
 
     Raises:
-        DilError: naming the key under which a secret of the environment stands.
+        DilError: naming the variable that has it.
     """
-    for key, value in leaves(plain(config)):
-        if variable := name_of_secret(f"{key} {value}"):
-            raise DilError(
-                f"{key} holds what {variable} holds, and a config is written down",
-                key, f"leave it out; what needs {variable} reads it from the environment",
-            )  # fmt: skip
-    return config
+    if variable := name_of_secret(text):
+        raise DilError(
+            f"{hidden(key)} holds what {variable} holds, and a config is written down",
+            hidden(key), f"leave it out; what needs {variable} reads it from the environment",
+        )  # fmt: skip
 
 
 def chosen_folder(chosen: str) -> Path | None:

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import ast
+import gzip
 import json
-import os
 import pickle
 import shutil
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import save_file
+from hydra.core.global_hydra import GlobalHydra
 from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
+from dil_cli.config.compose import compose
 from dil_cli.config.harness_schema import HarnessConfig, Recipe
-from dil_cli.errors import DilError
+from dil_cli.errors import DilError, RunFailed
+from dil_cli.evaluate.backend import ask_checkpoint
+from dil_cli.evaluate.target import Target
+from dil_cli.main import main, show_traceback
 from dil_cli.report.command import run as report
+from dil_cli.secrets import hidden, name_of_secret
+from dil_cli.tracking.console import make_console
+from tests.report.run_folders import write_run, write_sweep
 
 ROOT = Path(__file__).resolve().parents[2]
 LENGTHS = ["model.max_length=128", "model.max_prompt_length=64"]
@@ -124,15 +132,14 @@ def test_a_reward_model_in_a_pickle_is_refused(dil_here, model_folder, pairs_fil
 
 
 def test_an_adapter_in_a_pickle_is_refused(model_folder, tmp_path, mark):
-    from dil_cli.evaluate.backend import _with_adapter
-    from dil_cli.evaluate.target import Target
-
     folder = tmp_path / "adapter"
     folder.mkdir()
-    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"]}))
+    adapter = {"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"], "base_model_name_or_path": str(model_folder)}
+    (folder / "adapter_config.json").write_text(json.dumps(adapter))
     (folder / "adapter_model.bin").write_bytes(pickle.dumps(Trap(mark)))
-    with pytest.raises(DilError, match="safetensors"):
-        _with_adapter(None, None, Target("adapter", str(folder), folder, None))
+    config = compose("eval", [f"checkpoint={folder}", "benchmark=gsm8k"])
+    with pytest.raises(DilError, match=r"safetensors, and dil loads no pickle"):
+        ask_checkpoint(config, Target("adapter", str(folder), folder, None), make_console())
 
 
 # ---- code in a model's folder
@@ -214,35 +221,55 @@ def test_it_runs_where_it_is_allowed(dil, model_folder, small_run, tmp_path):
 
 # ---- code that a config names
 
-CALL = "_target_: pathlib.Path.write_text\n{pad}self: {{_target_: pathlib.Path, _args_: ['{mark}']}}\n{pad}data: ran"
-YAMLS = {
-    "callback": "hydra:\n  callbacks:\n    mine:\n      " + CALL.replace("{pad}", "      "),
-    "launcher": "hydra:\n  launcher:\n    " + CALL.replace("{pad}", "    "),
-    "sweeper": "hydra:\n  sweeper:\n    " + CALL.replace("{pad}", "    "),
-    "hidden in an interpolation": "place: pathlib.Path.write_text\nhydra:\n  callbacks:\n    mine:\n      "
-    + CALL.replace("{pad}", "      ").replace("pathlib.Path.write_text", "${{place}}"),
-    "job_logging": "hydra:\n  job_logging:\n    handlers:\n      mine:\n        (): logging.FileHandler\n"
-    "        filename: '{mark}'\n    root: {{handlers: [mine]}}",
-    "hydra_logging": "hydra:\n  hydra_logging:\n    handlers:\n      mine:\n        class: logging.FileHandler\n"
-    "        filename: '{mark}'\n    root: {{handlers: [mine]}}",
-    "environment": "hydra:\n  job:\n    env_set: {{PYTHONPATH: '{mark}'}}",
-    "shell": "hydra:\n  launcher:\n    setup: ['touch {mark}']",
-    "yaml tag": "name: !!python/object/apply:os.system ['touch {mark}']",
-    "model target": "model:\n  _target_: pathlib.Path",
-}
+CALL = """_target_: {target}
+self: {{_target_: pathlib.Path, _args_: ['{mark}']}}
+data: a class ran"""
+LOGS = """version: 1
+handlers: {{mine: {{{how}: logging.FileHandler, filename: '{mark}'}}}}
+root: {{handlers: [mine]}}"""
+ATTACKS = {
+    "callback": ("callbacks", CALL.replace("{target}", "pathlib.Path.write_text")),
+    "hidden callback": ("callbacks", CALL.replace("{target}", "${{hydra.job.config_name}}")),
+    "launcher": ("launcher", CALL.replace("{target}", "pathlib.Path.write_text")),
+    "sweeper": ("sweeper", CALL.replace("{target}", "pathlib.Path.write_text")),
+    "factory of a log handler": ("job_logging", LOGS.replace("{how}", "()")),
+    "class of a log handler": ("hydra_logging", LOGS.replace("{how}", "class")),
+    "environment": ("env", "PYTHONPATH: '{mark}'"),
+    "shell": ("launcher", "defaults: [submitit_slurm]\nsetup: ['touch {mark}']"),
+    "yaml tag": ("env", "NAME: !!python/object/apply:os.system ['touch {mark}']"),
+}  # fmt: skip
+"""What is tried: a group of Hydra's, and the YAML of a choice for it."""
 
 
-@pytest.mark.parametrize("attack", YAMLS)
+def their_configs(folder: Path, group: str, text: str) -> list[str]:
+    """The words that take the YAML from somebody's folder: an experiment brings it in where it can."""
+    place = {"callbacks": "hydra.callbacks.mine", "env": "hydra.job.env_set"}.get(group, "")
+    files = {folder / (group if place else f"hydra/{group}") / "evil.yaml": text}
+    if place:
+        files[folder / "experiment" / "evil.yaml"] = f"# @package _global_\ndefaults:\n  - /{group}@{place}: evil\n"
+    for path, content in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    return ["--config-dir", str(folder), "experiment=evil" if place else f"hydra/{group}=evil"]
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
 @pytest.mark.parametrize("command", ["train", "sweep"])
 def test_a_yaml_runs_no_code(attack, command, dil_here, small_run, tmp_path, mark):
-    (tmp_path / "theirs" / "experiment").mkdir(parents=True)
-    text = "# @package _global_\n" + YAMLS[attack].format(mark=mark)
-    (tmp_path / "theirs" / "experiment" / "evil.yaml").write_text(text)
-    words = [*small_run, "--config-dir", str(tmp_path / "theirs"), "experiment=evil"]
+    group, text = ATTACKS[attack]
+    words = [*small_run, *their_configs(tmp_path / "theirs", group, text.format(mark=mark))]
     code, _, err = dil_here(command, *words, *(["seed=0,1"] if command == "sweep" else []))
     assert code == 2, err
     assert len(err.splitlines()) <= 3
+    said = {"environment": "environment variables", "shell": "shell commands", "yaml tag": "cannot be read"}
+    assert said.get(attack, "to be run") in err
     assert not (tmp_path / "outputs").exists()
+
+
+def test_a_slurm_users_own_shell_commands_are_taken_from_the_command_line(dil_here):
+    words = ["hydra/launcher=slurm", "hydra.launcher.setup=['module load cuda']", "--cfg", "hydra"]
+    code, _, err = dil_here("sweep", *words)
+    assert code == 0, err
 
 
 @pytest.mark.parametrize(
@@ -263,10 +290,10 @@ def test_a_command_line_runs_no_code(words, dil_here, small_run, tmp_path, mark)
     assert not (tmp_path / "outputs").exists()
 
 
-def test_the_launchers_that_dil_names_are_known(dil_here):
-    for launcher in ("basic", "joblib", "slurm", "submitit_local"):
-        code, _, err = dil_here("sweep", f"hydra/launcher={launcher}", "seed=0,1", "--dry-run")
-        assert code == 0, err
+@pytest.mark.parametrize("launcher", ["basic", "joblib", "slurm", "submitit_local"])
+def test_the_launchers_that_dil_names_are_known(launcher, dil_here):
+    code, _, err = dil_here("sweep", f"hydra/launcher={launcher}", "--cfg", "hydra")
+    assert code == 0, err
 
 
 @pytest.mark.parametrize(
@@ -287,17 +314,297 @@ def test_a_template_reaches_no_code(template, dil_here, small_run, model_folder,
     assert len(err.splitlines()) <= 3
 
 
-def test_a_task_of_ones_own_with_a_function_is_not_read(dil_here, model_folder, tmp_path, mark):
-    task = f"task: evil\ndataset_path: json\ndoc_to_text: !function evil.text\n# {mark}"
+@pytest.mark.parametrize(
+    "words",
+    [pytest.param(["benchmark=task", "benchmark.task=evil", "benchmark.root=root"], marks=pytest.mark.slow),
+     ["benchmark=evil", "--config-dir", "theirs"]],
+    ids=lambda words: words[0],
+)  # fmt: skip
+def test_a_task_of_ones_own_with_a_function_is_not_read(words, dil_here, model_folder, tmp_path, mark):
     code_file = f"from pathlib import Path\nPath({str(mark)!r}).write_text('ran')\ntext = str\n"
     for place in (tmp_path, tmp_path / "root" / "evil", tmp_path / "theirs" / "benchmark"):
         place.mkdir(parents=True, exist_ok=True)
-        (place / "evil.yaml").write_text(task)
+        (place / "evil.yaml").write_text("task: evil\ndataset_path: json\ndoc_to_text: !function evil.text\n")
         (place / "evil.py").write_text(code_file)
-    for words in (
-        ["benchmark=task", "benchmark.task=evil", f"benchmark.root={tmp_path / 'root'}"],
-        ["benchmark=evil", "--config-dir", str(tmp_path / "theirs")],
-    ):
-        code, _, err = dil_here("eval", f"checkpoint={model_folder}", *words)
-        assert code == 2, err
-        assert len(err.splitlines()) <= 3
+    code, _, err = dil_here("eval", f"checkpoint={model_folder}", *words)
+    assert code == 2, err
+    assert len(err.splitlines()) <= 3
+
+
+# ---- keys and tokens
+
+KEYS = {
+    "WANDB_API_KEY": "0a1b2c3d4e5f60718293a4b5c6d7e8f901234567", "HF_TOKEN": "hf_PlantedPlantedPlanted",
+    "OPENAI_API_KEY": "sk-planted-planted-planted",
+}  # fmt: skip
+
+
+@pytest.fixture
+def planted(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
+
+
+def holds_no_key(content: bytes, where: object) -> None:
+    for name, value in KEYS.items():
+        assert value.encode() not in content, f"{name} in {where}"
+
+
+def scan(folder: Path, *said: str) -> int:
+    """Every byte of every file, compressed ones too; the number of files."""
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+    for path in files:
+        content = path.read_bytes()
+        holds_no_key(content, path)
+        if path.suffix == ".gz":
+            holds_no_key(gzip.decompress(content), path)
+    for text in said:
+        holds_no_key(text.encode(), "what was said")
+    return len(files)
+
+
+@pytest.mark.usefixtures("planted")
+def test_no_key_is_in_what_a_run_an_evaluation_and_a_report_leave(dil_here, small_run, tmp_path):
+    words = [*small_run, "tracker=wandb", "tracker.mode=offline"]
+    said = [*dil_here("train", *words)[1:]]
+    assert list((tmp_path / "outputs").glob("*/wandb/offline-run-*/*.wandb"))
+    (run,) = (tmp_path / "outputs").glob("local-*")
+    said += dil_here("eval", f"checkpoint={run}")[1:]
+    said += dil_here("report", "outputs")[1:]
+    said += dil_here("cache", "list")[1:]
+    assert scan(tmp_path, *said) > 20
+
+
+@pytest.mark.usefixtures("planted")
+def test_no_key_is_in_what_a_sweep_leaves(dil_here, small_run, tmp_path):
+    code, out, err = dil_here("sweep", *small_run, "seed=0,1", "optim.epochs=0.2")
+    assert code == 0, err
+    assert scan(tmp_path, out, err) > 20
+
+
+OVERFLOW = ["data.path=long.jsonl", "loss.reduction=sum", "loss.exp_cap=null", "optim.lr=0.02", "optim.epochs=30"]
+"""-e^{s_w} of a response that is easy to learn, without its guard."""
+
+
+@pytest.mark.usefixtures("planted")
+@pytest.mark.parametrize(
+    ("words", "kind"),
+    [(OVERFLOW, RunFailed), (["name=${oc.env:HF_TOKEN}"], DilError), ([f"name={KEYS['HF_TOKEN']}"], DilError),
+     ([f"loss.{KEYS['HF_TOKEN']}=1"], DilError)],
+    ids=["a run that fails", "a key by its variable", "a key as a value", "a key as a key"],
+)  # fmt: skip
+def test_no_key_is_in_a_traceback(words, kind, small_run, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("DIL_TRACEBACK", "1")
+    rows = [{"prompt": f"say it {i}", "chosen": "a" * 60, "rejected": f"{i}"} for i in range(20)]
+    (tmp_path / "long.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    monkeypatch.setattr(sys, "argv", ["dil", "train", *small_run, *words])
+    GlobalHydra.instance().clear()
+    with pytest.raises(kind) as raised:
+        main()
+    assert sys.excepthook is show_traceback
+    show_traceback(raised.type, raised.value, raised.tb)
+    out, err = capfd.readouterr()
+    assert "Traceback" in err
+    scan(tmp_path, out, err)
+
+
+@pytest.mark.usefixtures("planted")
+@pytest.mark.parametrize("key", ["name", "tracker.group", "tracker.tags", "output", "data.template", "loss.margin"])
+def test_a_config_that_holds_a_key_is_refused(key, dil_here, small_run, tmp_path):
+    for value in ("${oc.env:OPENAI_API_KEY}", KEYS["OPENAI_API_KEY"]):
+        given = f"[a,{value}]" if key == "tracker.tags" else value
+        code, out, err = dil_here("train", *small_run, f"{key}='{given}'" if "$" not in given else f"{key}={given}")
+        assert code == 2
+        scan(tmp_path, out, err)
+        assert len(err.splitlines()) == 3
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize("word", ["tracker.api_key", "+wandb_api_key", "judge.token", "hydra.job.env_set.HF_TOKEN"])
+def test_a_key_that_was_typed_is_not_shown(word, dil_here, small_run):
+    code, out, err = dil_here("train", *small_run, f"{word}=typed-by-mistake")
+    assert code == 2
+    assert "typed-by-mistake" not in out + err
+
+
+def test_what_is_a_secret(monkeypatch):
+    monkeypatch.setenv("MY_TOKEN", "abcdefgh")
+    monkeypatch.setenv("MY_LONGER_TOKEN", "abcdefghijkl")
+    monkeypatch.setenv("SHORT_KEY", "1")
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "falsefalse")
+    assert hidden("x abcdefghijkl abcdefgh 1 falsefalse") == "x *** *** 1 falsefalse"
+    assert name_of_secret("see abcdefgh.") == "MY_TOKEN"
+    assert name_of_secret("1 falsefalse") is None
+    assert hidden("optim.token_budget=77 judge.key_env=X export A_KEY=...") == (
+        "optim.token_budget=77 judge.key_env=X export A_KEY=..."
+    )
+
+
+# ---- the report's page
+
+PAYLOAD = "<script>alert(1)</script><img src=x onerror=alert(1)>\"'><svg onload=alert(1)>&lt;b&gt;"
+
+
+class Elements(HTMLParser):
+    """Every element of a page and every attribute."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+
+def planted_everywhere(node: Any, keep: Sequence[str] = ()) -> Any:
+    """The payload after every string of a JSON value, but for the values of the keys in `keep`."""
+    if isinstance(node, dict):
+        return {key: value if key in keep else planted_everywhere(value, keep) for key, value in node.items()}
+    if isinstance(node, list):
+        return [planted_everywhere(value, keep) for value in node]
+    return node + PAYLOAD if isinstance(node, str) else node
+
+
+def harmless(text: str, elements: Counter[str]) -> None:
+    page = Elements(text)
+    assert Counter(tag for tag, _ in page.found if tag in {"script", "img", "iframe", "object", "b"}) == elements
+    for tag, attributes in page.found:
+        assert not [name for name in attributes if name.startswith("on")], (tag, attributes)
+        assert not any((value or "").strip().lower().startswith("javascript:") for value in attributes.values())
+
+
+def test_nothing_of_a_run_becomes_an_element_of_the_page(tmp_path):
+    jobs = []
+    for seed, loss in enumerate(("lsif", "dpo", "bce", "ukl", "slic")):
+        folder = write_run(tmp_path / "runs", loss, seed, data__path=f"{seed}.jsonl", tracker__group="group")
+        folder = folder.rename(folder.with_name(f"{folder.name}<script>alert(1)<img src=x>"))
+        for name in ("manifest.json", "result.json"):
+            content = planted_everywhere(json.loads((folder / name).read_text()), keep=("reduction", "checkpoint"))
+            content["hash"] = f"{seed}{PAYLOAD}"
+            if name == "manifest.json":
+                content["environment"]["packages"][PAYLOAD] = PAYLOAD
+                content["config"][f"key{PAYLOAD}"] = PAYLOAD + str(seed)
+            else:
+                content["alarms"] = [{"name": PAYLOAD, "step": 25, "message": PAYLOAD, "value": 3, "limit": 2}]
+            (folder / name).write_text(json.dumps(content))
+        (folder / "eval").mkdir()
+        record = {"benchmark": PAYLOAD, "metrics": {PAYLOAD: 0.5}}
+        (folder / "eval" / "x.json").write_text(json.dumps(record))
+        jobs.append(([f"loss={loss}", PAYLOAD], folder))
+    (jobs[3][1] / "result.json").unlink()
+    (jobs[3][1] / "failure.json").write_text(json.dumps({"step": 7, "what": PAYLOAD}))
+    (jobs[4][1] / "manifest.json").write_text(PAYLOAD)
+    sweep = write_sweep(
+        tmp_path / "sweep", jobs, name="noise<script>alert(1)<img src=x>", question=PAYLOAD, x="data.path",
+        swept=["loss", "data.path"],
+    )  # fmt: skip
+    assert report([str(sweep), "--out", str(tmp_path / "out"), "--format", "html"]) == 0
+    text = (tmp_path / "out" / "index.html").read_text()
+    harmless(text, Counter())
+    assert text.count("&lt;script&gt;alert(1)") > 20  # shown, as text
+
+
+def test_a_page_with_a_live_payload_is_seen():
+    with pytest.raises(AssertionError):
+        harmless(f"<p>{PAYLOAD}</p>", Counter())
+
+
+def test_marks_of_html_in_data_and_config_stay_text(dil_here, small_run, tmp_path):
+    rows = [{"prompt": f"{i} {PAYLOAD}", "chosen": PAYLOAD, "rejected": f"{i}{PAYLOAD}"} for i in range(20)]
+    (tmp_path / "<script>.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    words = ["data.path='<script>.jsonl'", "name='<script>alert(1)<'", "tracker.group='<img src=x onerror=alert(1)>'"]
+    code, _, err = dil_here("train", *small_run, *words, "optim.epochs=0.2")
+    assert code == 0, err
+    code, _, err = dil_here("report", "outputs", "--out", "page", "--format", "html")
+    assert code == 0, err
+    harmless((tmp_path / "page" / "index.html").read_text(), Counter())
+
+
+# ---- names of files
+
+
+def listing(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if "cache" not in path.parts}
+
+
+@pytest.mark.parametrize("name", ["../out", "/tmp/x", "..", "a\\b", ""])
+def test_a_runs_name_is_no_path(name, dil_here, small_run, tmp_path):
+    before = listing(tmp_path.parent)
+    code, _, err = dil_here("train", *small_run, f"name='{name}'")
+    assert code == 2, err
+    assert listing(tmp_path.parent) == before
+
+
+def test_groups_tags_and_projects_name_no_file(dil_here, small_run, tmp_path):
+    (tmp_path / "here").mkdir()
+    words = ["tracker=wandb", "tracker.mode=offline", "output=here/outputs", "optim.epochs=0.2"]
+    words += [f"tracker.{key}=../../escaped" for key in ("group", "project")]
+    dil_here("train", *small_run, *words)
+    assert list((tmp_path / "here" / "outputs").glob("*/result.json"))
+    assert not list(tmp_path.rglob("*escaped*"))
+    assert {path.name for path in tmp_path.iterdir()} == {"here", "pairs.jsonl"}
+
+
+@pytest.mark.parametrize("name", ["../../x", "/abs", "..", "a/b"])
+def test_a_benchmarks_name_is_no_path(name):
+    with pytest.raises(DilError, match="without a slash"):
+        HarnessConfig(name="mine", tasks={name: Recipe(task="gsm8k")})
+    with pytest.raises(DilError, match="without a slash"):
+        HarnessConfig(name="task", task=name)
+
+
+def test_a_sweeps_name_leads_no_report_away(tmp_path):
+    run = write_run(tmp_path / "runs")
+    sweep = write_sweep(tmp_path / "sweep", [(["loss=lsif"], run)], name="../../../escaped")
+    with pytest.raises(DilError, match="its name is a path"):
+        report([str(sweep)])
+    assert not list(tmp_path.parent.rglob("*escaped*"))
+
+
+def test_a_result_leads_no_evaluation_away(dil_here, model_folder, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(model_folder, elsewhere)
+    before = listing(elsewhere)
+    run = write_run(tmp_path / "runs")
+    for where in ("../../elsewhere", str(elsewhere)):
+        result = json.loads((run / "result.json").read_text()) | {"checkpoint": where}
+        (run / "result.json").write_text(json.dumps(result))
+        code, _, err = dil_here("eval", f"checkpoint={run}")
+        assert code == 2
+        assert "lies outside of it" in err
+    assert listing(elsewhere) == before
+
+
+# ---- make audit
+
+
+def answers(tmp_path: Path, stdout: str = "", stderr: str = "", code: int = 0) -> list[str]:
+    """A command that ignores its arguments and says this."""
+    file = tmp_path / "answer.py"
+    file.write_text(f"import sys\nprint({stdout!r})\nprint({stderr!r}, file=sys.stderr)\nsys.exit({code})")
+    return [sys.executable, str(file)]
+
+
+def test_the_audit_tells_found_from_not_checked(tmp_path):
+    from recipes.audit import audit
+
+    flaw = {"id": "CVE-1", "fix_versions": ["2.0"]}
+    fine, flawed = {"name": "a", "version": "1", "vulns": []}, {"name": "b", "version": "1", "vulns": [flaw]}
+    unknown = {"name": "c", "skip_reason": "not found"}
+
+    def said(packages: list[dict], code: int = 0) -> tuple[int, list[str]]:
+        return audit(answers(tmp_path, json.dumps({"dependencies": packages}), code=code))
+
+    assert said([fine]) == (0, ["audit: 1 of 1 pinned packages checked, 0 known vulnerabilities"])
+    code, lines = said([fine, flawed, unknown], code=1)
+    assert code == 1
+    assert lines == [
+        "audit: 2 of 3 pinned packages checked, 1 known vulnerabilities", "audit: 1 not checked (c)",
+        "b 1: CVE-1, mended in 2.0",
+    ]  # fmt: skip
+    code, lines = audit(answers(tmp_path, stderr="requests.exceptions.ConnectionError: no route", code=1))
+    assert (code, len(lines)) == (0, 1)
+    assert "not checked" in lines[0]
+    assert audit(answers(tmp_path, stderr="ERROR: no such file", code=1))[0] == 2
