@@ -36,7 +36,7 @@ from dil_cli.train.prepare import Prepared, prepare
 from dil_cli.train.probe import Probe
 from dil_cli.train.ready import stay_offline_if_local
 from dil_cli.train.reference import complete, look_up, open_cache
-from dil_cli.train.step import Batch
+from dil_cli.train.step import Batch, WeightsLost
 from dil_cli.types import PairLogps, TokenisedPair
 
 PREFLIGHT_PAIRS = 8
@@ -183,8 +183,9 @@ class Run:
                 self._after_step,
             )
         except RunFailed as failure:
-            self._save()
-            failure.where = f"step {self.step + 1}; the policy before it is in {self.folder.checkpoint(self.step)}"
+            lost = isinstance(failure, WeightsLost)
+            kept = "is lost, but for checkpoint.every=N" if lost else f"is in {self._save()}"
+            failure.where = f"step {self.step + 1}; the policy before it {kept}"
             write_json(self.folder.failure, {"step": self.step + 1, "what": failure.what, "fix": failure.fix})
             raise
 
