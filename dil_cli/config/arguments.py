@@ -101,7 +101,9 @@ def _check_override(command: str, word: str) -> None:
         example = "key=value; quote what the shell or Hydra would split: 'data.path=\"my file.jsonl\"'"
         raise DilError(f"'{word}' is not of the form key=value", where, example)
     if key.lstrip("+") == "hydra.searchpath":
-        raise DilError("dil reads YAML from one more folder only, and imports no package for it", where, "--config-dir DIR")
+        raise DilError(
+            "dil reads YAML from one more folder only, and imports no package for it", where, "--config-dir DIR"
+        )
     if word.startswith("~"):
         raise DilError("nothing can be taken out of a config, only changed", where, f"{word[1:].partition('=')[0]}=...")
     if key == "experiment" and "," in value:

@@ -91,7 +91,7 @@ def model_config(config: EvalConfig, target: Target) -> ModelConfig:
 
 
 def recorded_model(config: EvalConfig, run: Run, changed: Mapping[str, Any]) -> ModelConfig:
-    """How a run read its model, but for its trust: a manifest may come from anyone, so the command line alone says it."""
+    """How a run read its model; but anyone may have written its manifest, so trust counts on the command line only."""
     trust = {"trust_remote_code": config.model.trust_remote_code}
     return from_plain(ModelConfig, {**run.config["model"], **changed, **trust})
 

@@ -22,6 +22,7 @@ from dil_cli.config.compose import compose
 from dil_cli.config.harness_schema import HarnessConfig, Recipe
 from dil_cli.errors import DilError, RunFailed
 from dil_cli.evaluate.backend import ask_checkpoint
+from dil_cli.evaluate.data_root import data_sets
 from dil_cli.evaluate.target import Target
 from dil_cli.main import main, show_traceback
 from dil_cli.report.command import run as report
@@ -329,6 +330,18 @@ def test_a_task_of_ones_own_with_a_function_is_not_read(words, dil_here, model_f
     code, _, err = dil_here("eval", f"checkpoint={model_folder}", *words)
     assert code == 2, err
     assert len(err.splitlines()) <= 3
+
+
+def test_a_data_sets_own_code_and_pickles_are_not_read(tmp_path, mark):
+    import datasets
+
+    folder = tmp_path / "root" / "evil"
+    folder.mkdir(parents=True)
+    (folder / "evil.py").write_text(f"from pathlib import Path\nPath({str(mark)!r}).write_text('a script ran')\n")
+    (folder / "test.pkl").write_bytes(pickle.dumps(Trap(mark)))
+    (folder / "README.md").write_text("---\nconfigs:\n- config_name: default\n  data_files: test.pkl\n---\n")
+    with data_sets(str(tmp_path / "root"), tmp_path / "cache", {}), pytest.raises(Exception, match="evil"):
+        datasets.load_dataset("evil")
 
 
 # ---- keys and tokens
