@@ -257,14 +257,17 @@ def _table(done: dict[Cell, dict[str, Any]], start: str, losses: Sequence[str], 
 
 
 def _shown(row: dict[str, Any] | None) -> str:
-    """Not finite / guard's mean and most share / largest |s|; of a run that stopped, at which step."""
+    """Not finite, mean and most share of guarded pairs, largest |s|; of a run that stopped, in which step."""
     if row is None:
         return "not run"
-    size = f"{row['largest_log_ratio']:.3g}"
+    size = row["largest_log_ratio"]
+    shown = f"{size:,.0f}" if size >= 100 else f"{size:.1f}"
     if row["stopped"]:
-        return f"**{row['not_finite']}**, stopped in step {row['steps'] + 1} (s {size})"
-    guard = f"{100 * row['guard_mean']:.0f} % ({100 * row['guard_max']:.0f} %)"
-    return f"{row['not_finite']} / {guard} / {size}"
+        return f"**{row['not_finite']}**, step {row['steps'] + 1}, {shown}"
+    guard = ""
+    if row["guard"] and row["loss"] not in UNGUARDED:
+        guard = f"{100 * row['guard_mean']:.0f}/{100 * row['guard_max']:.0f} %, "
+    return f"{row['not_finite']}, {guard}{shown}"
 
 
 if __name__ == "__main__":
