@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types tests slow losses-epoch losses-trl bench bench-quick faults tiny wheel clean
+.PHONY: help install demo test lint types tests slow losses-epoch losses-trl bench bench-quick stability audit faults tiny wheel clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -66,6 +66,14 @@ bench-quick: $(INSTALLED)  ## the same on a tiny model, to see that it runs (two
 	$(BIN)/python -m benchmarks.vs_trl --quick --out outputs/bench/quick
 	$(BIN)/python -m benchmarks.scaling --quick --out outputs/bench/quick
 	$(BIN)/python -m benchmarks.gpu --small --checkpointing on --out outputs/bench/quick
+
+stability: $(INSTALLED)  ## lengths 128 to 2,048 x DIL losses x guards on and off: what is not finite (half an hour; goes on)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.stability
+	$(BIN)/python -m benchmarks.stability --table
+
+audit: $(INSTALLED)  ## known vulnerabilities of the pinned packages; without a network it says "not checked"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[audit]'
+	$(BIN)/python recipes/audit.py
 
 faults: $(INSTALLED)  ## runs killed at 50 moments, disks full, states damaged, inputs bad; a sweep killed 20 times (15 minutes)
 	DIL_KILLS=50 OMP_NUM_THREADS=1 $(BIN)/pytest tests/reliability -m 'not epoch' -n auto --maxprocesses 8 --timeout 3600

@@ -62,6 +62,12 @@ def require_positive(key: str, value: float, example: object) -> None:
     require(math.isfinite(value) and value > 0, key, value, "be a finite number above 0", example)
 
 
+def require_file_name(key: str, value: str, example: object) -> None:
+    """`value` names a file or folder of dil's own: it must not lead to another place."""
+    ok = bool(value) and not set(value) & set("/\\\0") and value not in {".", ".."}
+    require(ok, key, repr(value), "be a folder name without a slash", example)
+
+
 def require_not_negative(key: str, value: float, example: object) -> None:
     """`value` must be a finite number, zero or above."""
     require(math.isfinite(value) and value >= 0, key, value, "be a finite number, 0 or more", example)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 import os
 import sys
+import traceback
 from importlib import import_module
+from types import TracebackType
 from typing import NoReturn
 
 from dil_cli import __version__
 from dil_cli.errors import DilError
+from dil_cli.secrets import hidden
 
 COMMANDS = {
     "train": "train a policy on preference pairs and record its likelihood dynamics",
@@ -59,12 +62,13 @@ def main() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):  # a path or a pair may hold what an ASCII terminal cannot show
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    sys.excepthook = show_traceback
     try:
         code = dispatch(sys.argv[1:])
     except DilError as error:
         if os.environ.get("DIL_TRACEBACK"):
             raise
-        print(error, file=sys.stderr)
+        print(hidden(str(error)), file=sys.stderr)
         code = error.exit_code
     except KeyboardInterrupt as stop:
         print(str(stop) or "interrupted", file=sys.stderr)
@@ -73,6 +77,11 @@ def main() -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     sys.exit(code)
+
+
+def show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """What Python prints of an error that nobody caught, without a secret that it may quote."""
+    print(hidden("".join(traceback.format_exception(kind, error, trace))), file=sys.stderr, end="")
 
 
 def dispatch(argv: list[str]) -> int:

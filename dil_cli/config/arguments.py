@@ -16,10 +16,12 @@ TAKE_A_VALUE = {
     "-c": ("job", "hydra", "all"),
     "--info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
     "-i": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
-    "--package": (), "-p": (), "--config-path": (), "-cp": (), "--config-name": (), "-cn": (),
-    "--config-dir": (), "-cd": (), "--experimental-rerun": (),
+    "--package": (), "-p": (), "--config-dir": (), "-cd": (),
 }  # fmt: skip
-"""Hydra's options with the values they take; any value where none are listed. --info may stand alone."""
+"""Hydra's options with the values they take; any value where none are listed. --info may stand alone.
+
+Not --experimental-rerun, which unpickles; nor --config-path and --config-name: another root config may import packages.
+"""
 OWN = {"sweep": ("--dry-run",), "eval": ("--stage",)}
 """Options of one command alone."""
 
@@ -98,6 +100,10 @@ def _check_override(command: str, word: str) -> None:
     if not key.strip("+~"):
         example = "key=value; quote what the shell or Hydra would split: 'data.path=\"my file.jsonl\"'"
         raise DilError(f"'{word}' is not of the form key=value", where, example)
+    if key.lstrip("+") == "hydra.searchpath":
+        raise DilError(
+            "dil reads YAML from one more folder only, and imports no package for it", where, "--config-dir DIR"
+        )
     if word.startswith("~"):
         raise DilError("nothing can be taken out of a config, only changed", where, f"{word[1:].partition('=')[0]}=...")
     if key == "experiment" and "," in value:

@@ -24,10 +24,13 @@ from dil_cli.config import custom, judging, schema
 from dil_cli.config.arguments import split_argv
 from dil_cli.config.explain import check_keys, explained
 from dil_cli.config.help import ROOTS
+from dil_cli.config.identity import plain
+from dil_cli.config.known_code import leaves, only_known_code
 from dil_cli.config.paths import conf_dir
 from dil_cli.errors import DilError
 from dil_cli.losses import PreferenceLoss, check_loss, registry
 from dil_cli.losses.check import place_of
+from dil_cli.secrets import hidden, name_of_secret
 
 STOPS = {"--cfg", "-c", "--info", "-i", "--hydra-help", "--version", "--shell-completion", "-sc"}
 """Options that answer and start nothing."""
@@ -96,6 +99,8 @@ def run_command(command: str, argv: list[str]) -> int:
     Raises:
         DilError: for anything wrong in `argv` or in the files it names.
     """
+    for word in argv:  # before Hydra, which repeats all of them where a job fails
+        refuse_secret(word.partition("=")[0], word)
     overrides, options = split_argv(command, argv)
     root = ROOTS.get(command, command)
     if command == "sweep" and not STOPS & set(options):
@@ -120,13 +125,13 @@ def run_command(command: str, argv: list[str]) -> int:
         except DilError as error:
             if os.environ.get("DIL_TRACEBACK"):
                 raise
-            print(error, file=sys.stderr)
+            print(hidden(str(error)), file=sys.stderr)
             codes.append(error.exit_code)
         return codes[-1]
 
     entry = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=root)(job)
     try:
-        with explained(command, [*overrides, *options]):
+        with explained(command, [*overrides, *options]), only_known_code(overrides):
             entry()
     except (ValueError, TypeError, OSError) as error:
         if begun:
@@ -195,7 +200,7 @@ def to_dataclass(composed: DictConfig) -> Any:
     if OmegaConf.get_type(composed) is schema.EvalConfig:
         with explained("eval"):
             check_keys(composed, "eval")
-            return OmegaConf.to_object(composed)
+            return without_secrets(OmegaConf.to_object(composed))
     with explained():
         if OmegaConf.get_type(composed, "loss") not in registry.LOSSES.values():
             raise DilError(
@@ -204,7 +209,7 @@ def to_dataclass(composed: DictConfig) -> Any:
                 fix="defaults: [/schema/loss/NAME@_here_] at the top of its YAML",
             )
         check_keys(composed)
-        config = OmegaConf.to_object(composed)
+        config = without_secrets(OmegaConf.to_object(composed))
     assert isinstance(config, schema.TrainConfig)
     if config.allow_custom and not custom.LOADED:
         raise DilError(
@@ -214,6 +219,26 @@ def to_dataclass(composed: DictConfig) -> Any:
         )
     check_loss(config.loss)
     return config
+
+
+def without_secrets(config: Any) -> Any:
+    """`config` as it is: it is written to the run's folder, so that no key may be in it."""
+    for key, value in leaves(plain(config)):
+        refuse_secret(key, f"{key} {value}")
+    return config
+
+
+def refuse_secret(key: str, text: str) -> None:
+    """`text`, of which `key` tells the user where it stands, must hold no secret of the environment.
+
+    Raises:
+        DilError: naming the variable that has it.
+    """
+    if variable := name_of_secret(text):
+        raise DilError(
+            f"{hidden(key)} holds what {variable} holds, and a config is written down",
+            hidden(key), f"leave it out; what needs {variable} reads it from the environment",
+        )  # fmt: skip
 
 
 def chosen_folder(chosen: str) -> Path | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from dil_cli.errors import DilError, require
+from dil_cli.errors import DilError, require, require_file_name
 
 
 class Backend(str, Enum):
@@ -61,6 +61,8 @@ class HarnessConfig:
             require(self.task is None, "benchmark.task", self.task, f"stay null with benchmark={self.name}", "null")
         elif not self.task:
             raise DilError("benchmark.task must be set", "benchmark.task", "benchmark.task=hellaswag")
+        for name in self.recipes():  # of a file and a folder beside the checkpoint
+            require_file_name("benchmark.tasks" if self.tasks else "benchmark.task", name, "gsm8k")
         size = self.batch_size
         require(size == "auto" or (isinstance(size, int) and size > 0), "benchmark.batch_size", size,
                 "be above 0, or auto", 8)  # fmt: skip

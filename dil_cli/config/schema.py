@@ -11,7 +11,7 @@ from typing import Any
 
 from dil_cli.config.harness_schema import HarnessConfig
 from dil_cli.config.judging import check_judge
-from dil_cli.errors import DilError, require, require_not_negative, require_positive
+from dil_cli.errors import DilError, require, require_file_name, require_not_negative, require_positive
 
 
 class DataSource(str, Enum):
@@ -322,8 +322,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         require(bool(self.output), "output", repr(self.output), "name a folder", "outputs")
         require(0 <= self.seed < 2**32, "seed", self.seed, "lie in 0 to 2**32 - 1", 42)
-        ok = bool(self.name) and not set(self.name) & set("/\\\0") and self.name not in {".", ".."}
-        require(ok, "name", repr(self.name), "be a folder name without a slash", "my-run")
+        require_file_name("name", self.name, "my-run")
 
 
 @dataclass(kw_only=True)

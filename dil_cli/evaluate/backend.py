@@ -57,6 +57,11 @@ def ask_checkpoint(config: EvalConfig, target: Target, console: ConsoleSink) -> 
     read = model_config(config, target)
     if adapter is not None:
         read = replace(read, path=_base(target, adapter))
+        if not (Path(target.path) / "adapter_model.safetensors").is_file():
+            raise DilError(
+                "the adapter has no adapter_model.safetensors, and dil loads no pickle", target.path,
+                "save it again with a present peft: model.save_pretrained(folder)",
+            )  # fmt: skip
     if is_local(read.path) and benchmark.root is not None:
         hub.work_offline()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -148,6 +153,7 @@ def vllm_arguments(
     base = resolve_source(read)
     arguments: dict[str, Any] = {
         "pretrained": base,
+        "load_format": "safetensors",  # never a pickle
         "dtype": "float32" if config.precision is Precision.fp32 else "bfloat16",
         "revision": read.revision,
         "trust_remote_code": read.trust_remote_code,
@@ -190,7 +196,7 @@ def _with_adapter(
         raise DilError(f"the adapter cannot be put on its base: {first}", target.path, "save it again") from error
     if _has_tokenizer(Path(target.path)):
         load: Any = AutoTokenizer.from_pretrained
-        tokenizer = load(target.path)
+        tokenizer = load(target.path, trust_remote_code=False)
     embedding: Any = base.get_input_embeddings()
     if len(tokenizer) > embedding.weight.shape[0]:
         raise DilError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -80,8 +81,7 @@ def adapter_config(path: str) -> dict[str, Any] | None:
 def model_config(config: EvalConfig, target: Target) -> ModelConfig:
     """How the checkpoint is read: as its run read the model, or else as `model.*` says."""
     if target.run is not None:
-        recorded = target.run.config["model"] | {"path": target.path, "revision": None}
-        return from_plain(ModelConfig, recorded)
+        return recorded_model(config, target.run, {"path": target.path, "revision": None})
     read = config.model
     return ModelConfig(
         path=target.path, revision=read.revision, dtype=read.dtype, attention=read.attention,
@@ -90,10 +90,16 @@ def model_config(config: EvalConfig, target: Target) -> ModelConfig:
     )  # fmt: skip
 
 
+def recorded_model(config: EvalConfig, run: Run, changed: Mapping[str, Any]) -> ModelConfig:
+    """How a run read its model; but anyone may have written its manifest, so trust counts on the command line only."""
+    trust = {"trust_remote_code": config.model.trust_remote_code}
+    return from_plain(ModelConfig, {**run.config["model"], **changed, **trust})
+
+
 def start_config(config: EvalConfig, target: Target) -> ModelConfig | None:
     """The model that changes are relative to: the one named, or the run's own; None where neither is."""
     if config.reference is None:
-        return None if target.run is None else from_plain(ModelConfig, target.run.config["model"])
+        return None if target.run is None else recorded_model(config, target.run, {})
     return replace(model_config(config, target), path=config.reference)
 
 
@@ -120,6 +126,11 @@ def _of_run(run: Run, named: str) -> Target:
             f"checkpoint={run.folder}/checkpoints/step-..., or finish it with the command that began it",
         )  # fmt: skip
     path = run.folder / str((run.result or {}).get("checkpoint"))
+    if not path.resolve().is_relative_to(run.folder.resolve()):  # its results would be written there
+        raise DilError(
+            f"the checkpoint that {run.folder.name} names lies outside of it", str(run.folder / "result.json"),
+            f"checkpoint={run.folder}/checkpoints/step-...",
+        )  # fmt: skip
     if not (path / "config.json").is_file():
         raise DilError(f"the checkpoint of {run.folder.name} is gone", str(path), "train it again")
     return Target(run.folder.name, str(path), path, run)

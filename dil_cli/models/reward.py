@@ -36,7 +36,9 @@ def load_reward_model(config: ModelConfig) -> tuple[PreTrainedModel, PreTrainedT
     auto: Any = AutoModelForSequenceClassification
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, **common)
-        model, report = auto.from_pretrained(source, dtype="float32", output_loading_info=True, **common)
+        model, report = auto.from_pretrained(
+            source, dtype="float32", use_safetensors=True, output_loading_info=True, **common
+        )
     except Exception as error:
         if not Path(source).is_dir() and not hub.reachable():
             raise hub.offline_error(source, "model", "model") from error

@@ -50,6 +50,8 @@ def read_sweep(folder: Path) -> Sweep:
     path = folder / FILE
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
+        if "/" in str(record["name"]):  # the report's folder is named after it
+            raise ValueError("its name is a path")
         jobs = sorted(record["jobs"], key=lambda job: int(job["index"]))
         return Sweep(
             folder=folder,

@@ -45,7 +45,7 @@ from dil_cli.train.probe import Probe
 from dil_cli.train.ready import stay_offline_if_local
 from dil_cli.train.reference import complete, look_up, open_cache
 from dil_cli.train.resume import refuse_drift, restore, save_state, saved_reference
-from dil_cli.train.step import Batch
+from dil_cli.train.step import Batch, WeightsLost
 from dil_cli.train.stop import StopSignals
 from dil_cli.types import PairLogps, TokenisedPair
 
@@ -286,8 +286,9 @@ class Run:
                 done=self.step,
             )
         except RunFailed as failure:
-            self._save()
-            failure.where = f"step {self.step + 1}; the policy before it is in {self.folder.checkpoint(self.step)}"
+            lost = isinstance(failure, WeightsLost)
+            kept = "is lost, but for its checkpoints and states" if lost else f"is in {self._save()}"
+            failure.where = f"step {self.step + 1}; the policy before it {kept}"
             write_json(self.folder.failure, {"step": self.step + 1, "what": failure.what, "fix": failure.fix})
             raise
         self.signals.deferring = False

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 NOTHING = np.empty(0, dtype=np.int32)
 
 
+class WeightsLost(RunFailed):
+    """The policy holds NaN or infinity: nothing of it is worth keeping."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """The pairs of one optimiser step and their reference log-probs (B,), None for a loss without one."""
@@ -165,12 +169,14 @@ def apply_gradient(
         rescore: accumulates the gradient of a batch into the weights; used to find which pair broke it.
 
     Raises:
+        WeightsLost: when the update itself gave weights that are not finite.
         RunFailed: when the norm is not finite; the weights are as they were before the step.
     """
     norm = clip_gradient(model, clip)
     if math.isfinite(norm):
         for optimiser in optimisers:
             optimiser.step()
+        _refuse_lost_weights(model)
         model.zero_grad(set_to_none=True)
         return norm
     rows = []
@@ -185,12 +191,24 @@ def apply_gradient(
     )
 
 
+def _refuse_lost_weights(model: PreTrainedModel) -> None:
+    """A norm over all weights costs one pass over them; which one it was is asked only afterwards."""
+    if torch.nn.utils.get_total_norm(p.detach() for p in model.parameters()).isfinite():
+        return
+    names = [name for name, parameter in model.named_parameters() if not parameter.isfinite().all()]
+    raise WeightsLost(
+        f"the update gave weights that are not finite ({names[0] if names else 'too large'}), from a finite gradient",
+        fix="lower optim.lr; raise optim.eps",
+    )
+
+
 def _refuse_non_finite(pairs: Sequence[TokenisedPair], gradient: Gradient) -> None:
     """Name the pairs whose own log-probs are not finite or, where all are, whose loss or slope is not."""
     results = [gradient.loss_B, gradient.slope_chosen_B, gradient.slope_rejected_B]
-    if torch.stack(results).isfinite().all():
-        return
     inputs = [x_B for name, x_B in vars(gradient.logps).items() if x_B is not None and not name.endswith("tokens_B")]
+    # A log-ratio of -inf has a finite loss under most losses, and means nothing.
+    if all(x_B.isfinite().all() for x_B in [*inputs, *results]):
+        return
     bad_B = _non_finite(inputs)
     # In a batch that is coupled, one bad log-prob makes the loss of every pair bad.
     if not bad_B.any():

@@ -161,7 +161,7 @@ def test_vllm_is_made_with_arguments_that_lm_eval_takes(model_folder: Path, tmp_
     taken = {argument.arg for argument in made.args.args}
     arguments = vllm(model_folder, tmp_path, {"r": 64}, tensor_parallel=4, max_length=2048, batch_size="auto")
     # What lm-eval does not know it hands to vllm.LLM.
-    assert set(arguments) - taken == {"gpu_memory_utilization"}
+    assert set(arguments) - taken == {"gpu_memory_utilization", "load_format"}
     assert arguments["tensor_parallel_size"] == 4
     assert arguments["max_model_len"] == 2048
     assert arguments["dtype"] == "bfloat16"
