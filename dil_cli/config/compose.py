@@ -17,7 +17,6 @@ import hydra
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
@@ -145,13 +144,12 @@ def dry_run(argv: list[str], overrides: list[str], options: list[str]) -> int:
     Raises:
         DilError: as `run_command`, and for several runs at once.
     """
-    several = {"-m", "--multirun"} & set(options)
-    config, folder = compose_alone("train", overrides, argv)
-    if several or HydraConfig.get().mode is RunMode.MULTIRUN:
+    if {"-m", "--multirun"} & set(options):
         raise DilError(
             "a dry run is of one run, and these are several", f"dil train {' '.join(argv)}",
             "dil sweep --dry-run lists them; dil train --dry-run with one value of each",
         )  # fmt: skip
+    config, folder = compose_alone("train", overrides, argv)
     return int(import_module("dil_cli.train.dry_run").run(config, folder))
 
 
@@ -202,11 +200,12 @@ def compose_alone(command: str, overrides: list[str], argv: Sequence[str]) -> tu
         raise DilError(f"Additional config directory '{gone}' not found", f"dil {command}", f"dil {command} --help")
     paths = ",".join(quoted(f"file://{folder}") for folder in folders)
     more = [f"hydra.searchpath=[{paths}]"] if folders else []
-    with (
-        explained(command, overrides),
-        hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"),
-    ):
-        whole = hydra.compose(ROOTS.get(command, command), [*overrides, *more], return_hydra_config=True)
+    try:
+        with explained(command, overrides), hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            whole = hydra.compose(ROOTS.get(command, command), [*overrides, *more], return_hydra_config=True)
+    except (ValueError, TypeError) as error:  # Hydra's own, as in `run_command`
+        raise DilError(str(error).splitlines()[0], f"dil {command}", f"dil {command} --help") from error
+    with explained(command, overrides):
         config = _without_hydra(whole)
     return config, chosen_folder(str(HydraConfig.get().run.dir))
 

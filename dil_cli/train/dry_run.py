@@ -38,6 +38,9 @@ MOST_STEPS = 8
 SCORING_S, STEPPING_S = 5.0, 15.0
 """No further piece is begun that would end later than this, seconds after the first began."""
 
+CPU_GROWTH = 300_000_000
+"""Bytes by which the tiny model's runs grow over 20 steps: oneDNN keeps a kernel for each shape of row, up to 1,024."""
+
 
 def run(config: TrainConfig, chosen: Path | None) -> int:
     """Say what `dil train` would take, and write nothing.
@@ -107,7 +110,7 @@ class DryRun:
         memory = self._memory(optimisers)
         with self.console.phase("trying the longest pairs", None):
             self._longest()
-        memory = replace(memory, peak=self._peak())
+        memory = replace(memory, peak=self._peak(), grows=self._grows())
         probes = len(probe_steps(self.plan.total, self.config.probe.times)) - 1
         spent = Time(
             start=start,
@@ -175,14 +178,16 @@ class DryRun:
                 gradient = self._accumulate(batch)
                 norm = apply_gradient(self.model, optimisers, batch, self.config.optim.clip, rescore=self._accumulate)
             if not step:
-                self.console.note(f"step 1: loss {float(gradient.loss_B.double().mean()):.6f}, gradient norm {norm:.3g}")
+                self.console.note(
+                    f"step 1: loss {float(gradient.loss_B.double().mean()):.6f}, gradient norm {norm:.3g}"
+                )
             advance(1)
 
     def _longest(self) -> None:
         """Gradient of the micro-batch that needs most memory."""
         order = sorted(self.pairs, key=packed_tokens, reverse=True)
         room = self.compute.token_budget
-        heavy = []
+        heavy: list[TokenisedPair] = []
         for pair in order:
             room -= packed_tokens(pair)
             if heavy and room < 0:
@@ -206,6 +211,7 @@ class DryRun:
             gradients=sum(p.numel() * p.element_size() for p in trained),
             optimiser=sum(x.numel() * x.element_size() for x in kept if isinstance(x, torch.Tensor)),
             peak=self._peak(),
+            grows=0,
             there=device_memory(self.compute.device),
             on=str(self.compute.device),
         )
@@ -213,11 +219,17 @@ class DryRun:
     def _peak(self) -> int:
         return round(peak_memory_gb(self.compute.device) * 1e9)
 
+    def _grows(self) -> int:
+        """On a GPU what its allocator holds beyond the peak, between blocks; on a CPU the kernels to come."""
+        if self.compute.device.type == "cuda":
+            return torch.cuda.max_memory_reserved(self.compute.device) - self._peak()
+        return CPU_GROWTH
+
     def _report(self, memory: Memory, spent: Time) -> None:
         every = self.config.checkpoint.every
         checkpoints = 1 + (len(range(every, self.plan.total, every)) if every else 0)
         need, free = checkpoints * weight_bytes(self.model), free_disk(self.folder.path)
-        for line in [memory.line(), *spent.lines()]:
+        for line in [*memory.lines(), *spent.lines()]:
             self.console.note(line)
         self.console.note(f"disk    {size_text(need)} for {count(checkpoints, 'checkpoint')}, {size_text(free)} free")
         if self.folder.manifest.is_file():

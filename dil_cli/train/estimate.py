@@ -105,24 +105,29 @@ class Time:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes: weights, their gradients and the optimiser's state as they lie there, the measured peak, what there is."""
+    """Bytes: weights, their gradients and the optimiser's state as they lie there, the measured peak, what there is.
+
+    `grows` is what a whole run takes beyond the peak, by experience.
+    """
 
     weights: int
     gradients: int
     optimiser: int
     peak: int
+    grows: int
     there: int | None
     on: str
 
-    def line(self) -> str:
+    def lines(self) -> list[str]:
         """For the user."""
         fixed = self.weights + self.gradients + self.optimiser
         of = "" if self.there is None else f" of {size_text(self.there)}"
-        return (
-            f"memory  {size_text(self.peak)}{of} on {self.on} at most, longest pairs included: weights "
-            f"{size_text(self.weights)}, gradients {size_text(self.gradients)}, optimiser {size_text(self.optimiser)}, "
-            f"rows and libraries {size_text(max(0, self.peak - fixed))}"
-        )
+        return [
+            f"memory  about {size_text(self.peak + self.grows)}{of} on {self.on}; the peak so far, longest pairs "
+            f"included, is {size_text(self.peak)}",
+            f"  weights {size_text(self.weights)}, gradients {size_text(self.gradients)}, optimiser "
+            f"{size_text(self.optimiser)}, rows and libraries {size_text(max(0, self.peak - fixed))}",
+        ]
 
 
 def count(number: int, noun: str) -> str:

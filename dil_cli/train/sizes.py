@@ -28,7 +28,7 @@ def free_disk(folder: Path) -> int:
 
 
 def machine_memory() -> int | None:
-    """Bytes of memory this process may use at most, a container's limit included; None where the system does not say."""
+    """Bytes of memory this process may have, a container's limit included; None where the system does not say."""
     try:
         whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError):
