@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ from dil_cli.types import PairLogps, TokenisedPair
 PREFLIGHT_PAIRS = 8
 MOST_STEPS = 8
 """Steps that are taken; fewer where they are slow."""
+FULL_ROWS = 4
+"""Micro-batches that are scored at once, or more: the pass over all pairs has few rows that are not full."""
 SCORING_S, STEPPING_S = 5.0, 15.0
 """No further piece is begun that would end later than this, seconds after the first began."""
 
@@ -150,14 +153,20 @@ class DryRun:
     def _score(self) -> list[Batch]:
         """The batches of the first steps with their reference, as many as there is time to score."""
         began = time.perf_counter()
-        batches = []
-        for step in range(min(MOST_STEPS, self.plan.total)):
-            pairs = [self.pairs[i] for i in self.plan.pairs_at(step)]
-            if step and time.perf_counter() - began + tokens_of(pairs) / self.scoring.rate > SCORING_S:
+        steps = [[self.pairs[i] for i in self.plan.pairs_at(step)] for step in range(min(MOST_STEPS, self.plan.total))]
+        batches: list[Batch] = []
+        while steps:
+            parts = [steps.pop(0)]
+            while steps and sum(map(tokens_of, parts)) < FULL_ROWS * self.compute.token_budget:
+                parts.append(steps.pop(0))
+            pairs = list(chain.from_iterable(parts))
+            if batches and time.perf_counter() - began + tokens_of(pairs) / self.scoring.rate > SCORING_S:
                 break
             with self.scoring.timed(tokens_of(pairs)):
                 column = score_pairs(self.model, pairs, self.compute)
-            batches.append(self._batch(pairs, column))
+            whole = self._batch(pairs, column)
+            for end, part in zip(accumulate(map(len, parts)), parts, strict=True):
+                batches.append(whole.part(range(end - len(part), end)))
         return batches
 
     def _batch(self, pairs: Sequence[TokenisedPair], column: PairLogps) -> Batch:
