@@ -24,12 +24,25 @@ def work_offline() -> None:
             sys.modules[module].HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
 
 
+def address() -> str:
+    """Where the hub is, HF_ENDPOINT's word included."""
+    return os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+
+
+def told_offline() -> bool:
+    """Whether HF_HUB_OFFLINE says to keep off the hub."""
+    return os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}
+
+
 @cache
 def reachable() -> bool:
-    """Whether the hub (or HF_ENDPOINT) accepts a connection within a few seconds."""
-    if os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}:
-        return False
-    endpoint = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    """Whether the hub accepts a connection within a few seconds."""
+    return not told_offline() and answers(address())
+
+
+def answers(url: str) -> bool:
+    """Whether the server of a URL, or the proxy on the way to it, accepts a connection within a few seconds."""
+    endpoint = urlsplit(url)
     proxy = os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy")
     target = urlsplit(proxy) if proxy else endpoint
     port = target.port or (443 if target.scheme == "https" else 80)

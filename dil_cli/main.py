@@ -21,12 +21,14 @@ COMMANDS = {
     "report": "tables, figures and one page from finished runs; compare two of them",
     "losses": "list the losses, explain one, draw their gradients",
     "cache": "list, verify and remove what runs keep for each other",
+    "doctor": "whether runs will work here: versions, devices, attention, hub, W&B, disk; what to do where not",
 }
 
 WITHOUT_CONFIG = {
     "report": "dil_cli.report.command",
     "losses": "dil_cli.catalogue.command",
     "cache": "dil_cli.cache.command",
+    "doctor": "dil_cli.doctor.command",
 }
 """Commands that compose no config: `run(argv)` of their module does all, `--help` included."""
 
@@ -48,6 +50,7 @@ examples:
   dil report outputs                            all finished runs: figures, intervals over seeds, what they show
   dil losses ukl                                what a loss is; dil losses lists all
   dil cache list                                the reference log-probs that runs share
+  dil doctor                                    does all work here, and if not, what to do
 
 dil COMMAND --help explains a command. Tab completion: eval "$(dil -sc install=bash)", or zsh; fish: ... | source
 Errors in three lines; DIL_TRACEBACK=1 adds the traceback.

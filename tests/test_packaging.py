@@ -54,6 +54,14 @@ def test_it_is_the_installed_package_that_runs(installed: Path, tmp_path: Path):
     assert Path(done.stdout.strip()) == installed / "dil_cli" / "conf"
 
 
+def test_the_doctor_of_a_wheel_knows_the_tested_versions(installed: Path, tmp_path: Path):
+    assert (installed / "dil_cli" / "constraints.txt").read_text() == (ROOT / "constraints.txt").read_text()
+    findings = json.loads(dil(installed, tmp_path, "doctor", "--json").stdout)["findings"]
+    (packages,) = (finding for finding in findings if finding["name"] == "packages")
+    assert "not known here" not in packages["text"]
+    assert packages["facts"]["packages"].keys() > {"torch", "transformers", "packaging"}
+
+
 def test_the_wheel_trains_the_bundled_model_with_a_users_own_group(installed: Path, tmp_path: Path):
     mine = tmp_path / "myconf" / "loss"
     mine.mkdir(parents=True)

@@ -15,6 +15,7 @@ from dil_cli.cache.contents import (
     references,
     token_files,
 )
+from dil_cli.train.sizes import size_text
 
 SHOWN_DIGITS = 12
 REFERENCE_HEAD = ("key", "model", "compute", "parameters", "responses", "files", "size", "created", "last used", "")
@@ -41,14 +42,6 @@ def model_name(entry: ReferenceEntry) -> str:
         return "(not recorded)"
     revision = source.get("revision")
     return f"{source.get('path')}@{revision}" if revision else str(source.get("path"))
-
-
-def size_text(size: int) -> str:
-    """Bytes in a unit a person reads, for example 1.2 MB."""
-    value, units = float(size), ["B", "kB", "MB", "GB"]
-    while value >= 1000 and len(units) > 1:
-        value, units = value / 1000, units[1:]
-    return f"{value:.0f} {units[0]}" if value >= 10 or units[0] == "B" else f"{value:.1f} {units[0]}"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

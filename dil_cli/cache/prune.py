@@ -18,8 +18,9 @@ from dil_cli.cache.contents import (
     references,
     token_files,
 )
-from dil_cli.cache.listing import SHOWN_DIGITS, model_name, size_text
+from dil_cli.cache.listing import SHOWN_DIGITS, model_name
 from dil_cli.errors import DilError
+from dil_cli.train.sizes import size_text
 
 DAY_S = 86_400
 WRITING_S = 3_600

@@ -22,7 +22,7 @@ TAKE_A_VALUE = {
 
 Not --experimental-rerun, which unpickles; nor --config-path and --config-name: another root config may import packages.
 """
-OWN = {"sweep": ("--dry-run",), "eval": ("--stage",)}
+OWN = {"train": ("--dry-run",), "sweep": ("--dry-run",), "eval": ("--stage",)}
 """Options of one command alone."""
 
 
@@ -41,6 +41,8 @@ def split_argv(command: str, argv: Sequence[str]) -> tuple[list[str], list[str]]
         flag, equals, value = word.partition("=")
         if flag == "--dry-run" and command == "sweep":
             overrides.append("hydra.sweeper.dry_run=true")
+        elif flag == "--dry-run" and command == "train":
+            options.append(flag)
         elif flag == "--stage" and command == "eval":
             follows = bool(words) and not words[0].startswith("-") and "=" not in words[0]
             folder = value if equals else words.pop(0) if follows else ""

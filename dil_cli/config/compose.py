@@ -21,12 +21,12 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
 from dil_cli.config import custom, judging, schema
-from dil_cli.config.arguments import split_argv
+from dil_cli.config.arguments import quoted, split_argv
 from dil_cli.config.explain import check_keys, explained
 from dil_cli.config.help import ROOTS
 from dil_cli.config.identity import plain
 from dil_cli.config.known_code import leaves, only_known_code
-from dil_cli.config.paths import conf_dir
+from dil_cli.config.paths import conf_dir, config_dirs
 from dil_cli.errors import DilError
 from dil_cli.losses import PreferenceLoss, check_loss, registry
 from dil_cli.losses.check import place_of
@@ -105,10 +105,12 @@ def run_command(command: str, argv: list[str]) -> int:
     root = ROOTS.get(command, command)
     if command == "sweep" and not STOPS & set(options):
         options = ["--multirun", *options]
+    if "--dry-run" in options and not STOPS & set(options):
+        return dry_run(argv, overrides, options)
     custom.load(argv)
     register_schemas()
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    sys.argv = [f"dil {command}", *overrides, *options]
+    sys.argv = [f"dil {command}", *overrides, *(word for word in options if word != "--dry-run")]
     codes: list[int] = []
     begun: list[DictConfig] = []
     own_code, sweep = dict(custom.LOADED), os.getpid()
@@ -141,6 +143,21 @@ def run_command(command: str, argv: list[str]) -> int:
     return next((code for code in codes if code), 0)
 
 
+def dry_run(argv: list[str], overrides: list[str], options: list[str]) -> int:
+    """`dil train --dry-run`, past Hydra's own start, which makes the folder of `hydra.run.dir`.
+
+    Raises:
+        DilError: as `run_command`, and for several runs at once.
+    """
+    if {"-m", "--multirun"} & set(options):
+        raise DilError(
+            "a dry run is of one run, and these are several", f"dil train {' '.join(argv)}",
+            "dil sweep --dry-run lists them; dil train --dry-run with one value of each",
+        )  # fmt: skip
+    config, folder = compose_alone("train", overrides, argv)
+    return int(import_module("dil_cli.train.dry_run").run(config, folder))
+
+
 def end_with(sweep: int) -> None:
     """Let a process of the joblib launcher end when the sweep's is gone: killed, it could not end them.
 
@@ -165,15 +182,37 @@ def compose(command: str, overrides: list[str]) -> schema.TrainConfig:
     Raises:
         DilError: as `run_command`.
     """
-    custom.load(overrides)
-    register_schemas()
-    with (
-        explained(command, overrides),
-        hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"),
-    ):
-        whole = hydra.compose(ROOTS.get(command, command), overrides, return_hydra_config=True)
-        config: schema.TrainConfig = _without_hydra(whole)
+    config: schema.TrainConfig = compose_alone(command, overrides, overrides)[0]
     return config
+
+
+def compose_alone(command: str, overrides: list[str], argv: Sequence[str]) -> tuple[Any, Path | None]:
+    """The config and the folder that the user chose; nothing is made or started, as Hydra's own main would.
+
+    Args:
+        command: names the root config.
+        overrides: as they are typed.
+        argv: the whole command line, where `--config-dir` may stand.
+
+    Raises:
+        DilError: as `run_command`.
+    """
+    custom.load(argv)
+    register_schemas()
+    folders = [folder.resolve() for folder in config_dirs(argv)]
+    gone = next((folder for folder in folders if not folder.is_dir()), None)
+    if gone is not None:
+        raise DilError(f"Additional config directory '{gone}' not found", f"dil {command}", f"dil {command} --help")
+    paths = ",".join(quoted(f"file://{folder}") for folder in folders)
+    more = [f"hydra.searchpath=[{paths}]"] if folders else []
+    try:
+        with explained(command, overrides), hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            whole = hydra.compose(ROOTS.get(command, command), [*overrides, *more], return_hydra_config=True)
+    except (ValueError, TypeError) as error:  # Hydra's own, as in `run_command`
+        raise DilError(str(error).splitlines()[0], f"dil {command}", f"dil {command} --help") from error
+    with explained(command, overrides):
+        config = _without_hydra(whole)
+    return config, chosen_folder(str(HydraConfig.get().run.dir))
 
 
 def compose_job(loader: ConfigLoader, sweep: DictConfig, overrides: Sequence[str]) -> schema.TrainConfig:

@@ -26,11 +26,12 @@ options:
   --hydra-help         Hydra's own options
 """
 
-ROOTS = {"sweep": "train"}
+ROOTS = {"sweep": "train", "doctor": "train"}
 """Commands whose config is that of another."""
 
 SWITCHES = {
-    "train": "  -m, --multirun       one run for each combination: loss=lsif,ukl seed=0,1,2 (the same as dil sweep)\n",
+    "train": "  --dry-run            load all, take a few steps in memory, say what the run will take; write nothing\n"
+    "  -m, --multirun       one run for each combination: loss=lsif,ukl seed=0,1,2 (the same as dil sweep)\n",
     "sweep": "  --dry-run            list the runs, which of them are done, and how long the rest will take\n",
     "eval": "  --stage DIR          print what to download into DIR for benchmark=... on a machine without a network\n"
     "  -m, --multirun       several, one after the other: checkpoint=outputs/A,outputs/B\n",

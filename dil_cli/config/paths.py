@@ -14,6 +14,12 @@ def conf_dir() -> Path:
     return packaged if packaged.is_dir() else PACKAGE.parent / "conf"
 
 
+def pins_file() -> Path:
+    """The file of the versions that the tests ran with, a pin a line: packaged in a wheel, else the repository's."""
+    packaged = PACKAGE / "constraints.txt"
+    return packaged if packaged.is_file() else PACKAGE.parent / "constraints.txt"
+
+
 def config_dirs(argv: Sequence[str]) -> list[Path]:
     """The folders given as `--config-dir DIR`, `--config-dir=DIR` or `-cd DIR`."""
     dirs = []

@@ -405,7 +405,7 @@ class EvalConfig:
             raise DilError(f"{key} is of benchmark=likelihood, this one does not read it", f"{key}={value}", fix)
 
 
-ROOTS = {"train": TrainConfig, "sweep": TrainConfig, "eval": EvalConfig}
+ROOTS = {"train": TrainConfig, "sweep": TrainConfig, "doctor": TrainConfig, "eval": EvalConfig}
 """The whole config of each command that composes one."""
 
 BENCHMARKS = {"likelihood": LikelihoodConfig, "harness": HarnessConfig}

@@ -85,12 +85,14 @@ def tokenise_pairs(
     config: DataConfig,
     flipped: Collection[int] = frozenset(),
     cache: Path | None = None,
+    keep: bool = True,
 ) -> TokenisedSplit:
     """Token ids by the rules in `encode.py`, chosen and rejected swapped for the rows in `flipped`.
 
     With a `cache` folder the ids come from its file for these pairs, tokenizer, template and lengths,
     or are written to it; they stand there unflipped, so that one file serves all noise levels. A
     damaged file is replaced, a folder that cannot be written is done without; `notice` says so.
+    Without `keep` nothing is written there.
 
     Raises:
         DilError: if a prompt tokenises differently alone and in context (its row and the difference
@@ -103,14 +105,16 @@ def tokenise_pairs(
     if path.exists():
         try:
             kept, counts = token_cache.read(path, key)
-            mark_used(path)
+            if keep:
+                mark_used(path)
             return flip_labels(TokenisedSplit(kept, TokenCounts(**counts)), flipped)
         except Exception as error:  # whatever a damaged file makes pyarrow or json raise
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             notice = f"the token cache {path} is damaged ({reason}); tokenised again"
     split = _tokenise(pairs, tokenizer, config)
     try:
-        token_cache.write(path, key, split.pairs, asdict(split.counts))
+        if keep:
+            token_cache.write(path, key, split.pairs, asdict(split.counts))
     except OSError as error:
         notice = f"the token cache {path} cannot be written ({error.strerror or error})"
     return flip_labels(replace(split, notice=notice), flipped)

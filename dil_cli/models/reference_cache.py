@@ -127,7 +127,9 @@ class ReferenceCache:
         notices: what the user should know of damaged files or a folder that cannot be written, a sentence each.
     """
 
-    def __init__(self, root: Path, reference: Reference, model: ModelConfig, parameters: int) -> None:
+    def __init__(
+        self, root: Path, reference: Reference, model: ModelConfig, parameters: int, keep: bool = True
+    ) -> None:
         """Read the files of `reference` under `root` (`<output>/cache/reference`).
 
         Args:
@@ -135,13 +137,14 @@ class ReferenceCache:
             reference: from `identify`.
             model: where the model came from, so that `dil cache verify` can load it again.
             parameters: their number, for `dil cache list`.
+            keep: whether what is stored goes to the disk; without it the folder is read and left as it is.
         """
         self.folder, self.reference = root / reference.key, reference
         self.lock = root / f"{reference.key}.lock"
         self.model, self.parameters = model, parameters
         self.values: dict[bytes, float] = {}
         self.notices: list[str] = []
-        self._writable = True
+        self._keep = self._writable = keep
         self._seen: set[Path] = set()
         self._read()
 
@@ -196,13 +199,15 @@ class ReferenceCache:
                 continue  # pruned since it was listed
             except DamagedFile as damage:
                 faults[path] = str(damage)
-                with suppress(OSError):  # so that it is reported once
-                    path.rename(path.with_name(path.name + DAMAGED))
+                if self._keep:
+                    with suppress(OSError):  # so that it is reported once
+                        path.rename(path.with_name(path.name + DAMAGED))
             except OSError as error:
                 faults[path] = f"it cannot be read: {error.strerror or error}"
         if self.values and self._writable:
             self._write(())  # the record, should it be gone
-        mark_used(self.folder / RECORD)
+        if self._keep:
+            mark_used(self.folder / RECORD)
         if faults:
             (path, reason), *more = faults.items()
             others = f" and {len(more)} more files" if more else ""

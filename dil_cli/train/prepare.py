@@ -38,8 +38,8 @@ class Prepared:
         return lines
 
 
-def prepare(config: TrainConfig, pairs: PairSplits, console: ConsoleSink) -> Prepared:
-    """Load the policy and tokenise the pairs.
+def prepare(config: TrainConfig, pairs: PairSplits, console: ConsoleSink, keep: bool = True) -> Prepared:
+    """Load the policy and tokenise the pairs; without `keep` the token cache is read and left as it is.
 
     Raises:
         DilError: for a device, model or data set that cannot be trained on.
@@ -51,6 +51,6 @@ def prepare(config: TrainConfig, pairs: PairSplits, console: ConsoleSink) -> Pre
             pairs = join_splits(pairs, tokenizer, config.data, config.seed)
     cache = Path(config.output) / "cache" / "tokens"
     with console.phase("tokenising", None):
-        train = tokenise_pairs(pairs.train, tokenizer, config.data, flipped=pairs.flipped, cache=cache)
-        heldout = tokenise_pairs(pairs.heldout, tokenizer, config.data, cache=cache)
+        train = tokenise_pairs(pairs.train, tokenizer, config.data, flipped=pairs.flipped, cache=cache, keep=keep)
+        heldout = tokenise_pairs(pairs.heldout, tokenizer, config.data, cache=cache, keep=keep)
     return Prepared(ready.policy, pairs, train, heldout, ready.compute, ready.path)

@@ -43,10 +43,13 @@ class LookUp:
         return f"{self.hits:,} of {total:,} pairs from the cache{rest}"
 
 
-def open_cache(config: TrainConfig, model: PreTrainedModel, weights_sha256: str, compute: Compute) -> ReferenceCache:
-    """The cache of the reference that `model` is before the first step, under `<output>/cache`."""
+def open_cache(
+    config: TrainConfig, model: PreTrainedModel, weights_sha256: str, compute: Compute, keep: bool = True
+) -> ReferenceCache:
+    """The cache of the reference that `model` is before the first step, under `<output>/cache`; as `ReferenceCache`."""
     reference = identify(model, weights_sha256, precision(compute, model))
-    return ReferenceCache(Path(config.output) / "cache" / "reference", reference, config.model, model.num_parameters())
+    root = Path(config.output) / "cache" / "reference"
+    return ReferenceCache(root, reference, config.model, model.num_parameters(), keep)
 
 
 def precision(compute: Compute, model: PreTrainedModel) -> str:

@@ -1,0 +1,143 @@
+"""The model: whether it is there and fits, how it takes rows, and what a checkpoint of it needs of the disk."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from dil_cli import hub
+from dil_cli.artifacts.run_folder import RunFolder
+from dil_cli.config.schema import Optimiser, TrainConfig, WeightType
+from dil_cli.doctor.finding import Finding, error, ok, warning
+from dil_cli.dynamics.measure import Layout
+from dil_cli.errors import DilError
+from dil_cli.models.load import resolve_source
+from dil_cli.tracking.console import make_console
+from dil_cli.train.ready import pick_device, ready_policy
+from dil_cli.train.sizes import device_memory, free_disk, machine_memory, size_text
+
+ROOMY = 10
+"""Checkpoints for which there should be room, and bytes that should be free in any case."""
+LITTLE = 1_000_000_000
+
+
+def model(config: TrainConfig, reachable: Callable[[], bool]) -> Iterator[Finding]:
+    """Load it, unless it must be downloaded or does not fit, and see how it takes rows."""
+    folder = _folder(config)
+    if folder is None:
+        name = config.model.path
+        if reachable():
+            yield warning(
+                "model", f"{name} is not on this machine: dil train downloads it", "hf download it beforehand, to see"
+            )
+            return
+        raise hub.offline_error(name, "model", "model")
+    parameters = count_parameters(folder)
+    if parameters is not None:
+        finding = _fit(config, parameters)
+        if finding is not None:
+            yield finding
+            return
+    hub.work_offline()
+    quiet = make_console(io.StringIO())
+    ready = ready_policy(config.model, config.data, config.device, config.precision, config.optim.token_budget, quiet)
+    policy = ready.policy
+    number = policy.model.num_parameters()
+    text = f"{config.model.path}: {number:,} parameters, loaded"
+    yield ok("model", "; ".join([text, *policy.notices]), parameters=number, type=policy.model.config.model_type)
+    facts = {"layout": ready.compute.layout.value, "attention": str(policy.model.config._attn_implementation)}
+    if config.model.attention == "packed" and ready.compute.layout is Layout.padded:
+        yield warning(
+            "attention", ready.path, "runs work, more slowly; the reason may be for a bug report: dil doctor --json",
+            **facts,
+        )  # fmt: skip
+    else:
+        yield ok("attention", ready.path, **facts)
+
+
+def disk(config: TrainConfig) -> Iterator[Finding]:
+    """Whether runs can be written where they go, and how many checkpoints there is room for."""
+    output = Path(config.output).expanduser().resolve()
+    free = free_disk(output)
+    try:
+        RunFolder(output / "run").check_writable()
+    except DilError as wrong:
+        yield error("disk", wrong.what, "output=DIR that you may write", free_bytes=free)
+        return
+    folder = _folder_or_none(config)
+    parameters = None if folder is None else count_parameters(folder)
+    text = f"{size_text(free)} free in {output}"
+    if parameters is None:
+        yield ok("disk", text, free_bytes=free)
+        return
+    need = parameters * _bytes_each(config)
+    text += f", a checkpoint takes {size_text(need)}"
+    facts = {"free_bytes": free, "checkpoint_bytes": need}
+    room = "make room, or output=DIR on a larger disk"
+    if free < need:
+        yield error("disk", text, room, **facts)
+    elif free < max(ROOMY * need, LITTLE):
+        yield warning("disk", text, f"{room}; dil train --dry-run tells what one run needs", **facts)
+    else:
+        yield ok("disk", text, **facts)
+
+
+def count_parameters(folder: Path) -> int | None:
+    """Parameters in the safetensors files of a folder, by their headers; None where there are none to read."""
+    from safetensors import SafetensorError, safe_open
+
+    total = 0
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                total += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+        except (SafetensorError, OSError):
+            return None  # loading says what is wrong with it
+    return total or None
+
+
+def _fit(config: TrainConfig, parameters: int) -> Finding | None:
+    """The finding that the model cannot be loaded or trained for its size, before that is tried."""
+    device = pick_device(config.device)
+    # Weights, their gradients, and the optimiser's: two of AdamW, one of Muon.
+    states = 4 if config.optim.kind is Optimiser.adamw else 3
+    need, there = parameters * _bytes_each(config) * states, device_memory(device)
+    loading, machine = parameters * _bytes_each(config), machine_memory()
+    text = f"{config.model.path}: {parameters:,} parameters"
+    fix = "a machine with more memory, a smaller model, or model.dtype=bf16 with what it loses"
+    facts = {"parameters": parameters, "need_bytes": need, "memory_bytes": there}
+    if there is not None and need > there:
+        what = f"need {size_text(need)} with gradients and optimiser, {device.type} has {size_text(there)}"
+        return error("model", f"{text} {what}", fix, **facts)
+    if machine is not None and loading > machine:
+        what = f"are read into the machine's memory first: {size_text(loading)} of {size_text(machine)}"
+        return error("model", f"{text} {what}", fix, **facts)
+    return None
+
+
+def _bytes_each(config: TrainConfig) -> int:
+    return 2 if config.model.dtype is WeightType.bf16 else 4
+
+
+def _folder(config: TrainConfig) -> Path | None:
+    """Where the model's files are, the hub's cache included; None where they are not on this machine.
+
+    Raises:
+        DilError: for a folder that is not there, as `dil train`.
+    """
+    source = resolve_source(config.model)
+    if Path(source).is_dir():
+        return Path(source)
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(source, "config.json", revision=config.model.revision)
+    return Path(cached).parent if isinstance(cached, str) else None
+
+
+def _folder_or_none(config: TrainConfig) -> Path | None:
+    try:
+        return _folder(config)
+    except DilError:
+        return None
