@@ -17,9 +17,11 @@ TAKE_A_VALUE = {
     "--info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
     "-i": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
     "--package": (), "-p": (), "--config-path": (), "-cp": (), "--config-name": (), "-cn": (),
-    "--config-dir": (), "-cd": (), "--experimental-rerun": (),
+    "--config-dir": (), "-cd": (),
 }  # fmt: skip
 """Hydra's options with the values they take; any value where none are listed. --info may stand alone."""
+LONGEST_KEY = 200
+"""Hydra looks for a file of the key's name, and no file has one as long as that."""
 OWN = {"sweep": ("--dry-run",), "eval": ("--stage",)}
 """Options of one command alone."""
 
@@ -98,6 +100,8 @@ def _check_override(command: str, word: str) -> None:
     if not key.strip("+~"):
         example = "key=value; quote what the shell or Hydra would split: 'data.path=\"my file.jsonl\"'"
         raise DilError(f"'{word}' is not of the form key=value", where, example)
+    if len(key) > LONGEST_KEY:
+        raise DilError(f"no key has {len(key):,} characters", where, f"dil {command} --cfg job lists all keys")
     if word.startswith("~"):
         raise DilError("nothing can be taken out of a config, only changed", where, f"{word[1:].partition('=')[0]}=...")
     if key == "experiment" and "," in value:
