@@ -100,7 +100,7 @@ def _check_override(command: str, word: str) -> None:
     if not key.strip("+~"):
         example = "key=value; quote what the shell or Hydra would split: 'data.path=\"my file.jsonl\"'"
         raise DilError(f"'{word}' is not of the form key=value", where, example)
-    if len(key) > LONGEST_KEY:
+    if "=" in word and len(key) > LONGEST_KEY:
         raise DilError(f"no key has {len(key):,} characters", where, f"dil {command} --cfg job lists all keys")
     if word.startswith("~"):
         raise DilError("nothing can be taken out of a config, only changed", where, f"{word[1:].partition('=')[0]}=...")

@@ -1,0 +1,34 @@
+"""What the tests of inputs share: a place with files that must stay as they are, and how many inputs were tried."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+COUNTED = {"inputs refused": "test_bad_inputs.py::", "odd inputs trained": "test_odd_inputs.py::"}
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """Every path below a folder with the digest of its content."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "no file"
+        for path in folder.rglob("*")
+    }
+
+
+@pytest.fixture
+def earlier(tmp_path: Path) -> Path:
+    """An output folder that holds something already."""
+    kept = tmp_path / "outputs" / "earlier" / "result.json"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("{}")
+    return tmp_path / "outputs"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    passed = [report.nodeid for report in terminalreporter.stats.get("passed", ())]
+    counts = {name: sum(file in nodeid for nodeid in passed) for name, file in COUNTED.items()}
+    if any(counts.values()):
+        terminalreporter.write_line(", ".join(f"{name}: {count}" for name, count in counts.items()))
