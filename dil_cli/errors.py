@@ -3,6 +3,19 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+
+LONGEST = 600
+"""Characters of a line of an error; of a longer one the middle is left out."""
+
+
+def shown(text: str) -> str:
+    """Text that may hold anything as one line for a terminal: no control character, and no more than `LONGEST`."""
+    if len(text) > LONGEST:
+        left_out = len(text) - LONGEST
+        text = f"{text[: LONGEST - 150]} ... ({left_out:,} characters) ... {text[-150:]}"
+    one_line = " ".join(text.split("\n"))
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in one_line)
 
 
 class DilError(Exception):
@@ -21,10 +34,10 @@ class DilError(Exception):
         self.what, self.where, self.fix = what, where, fix
 
     def __str__(self) -> str:
-        lines = [f"error: {self.what}"]
-        lines += [f"where: {self.where}"] if self.where else []
-        lines += [f"fix:   {self.fix}"] if self.fix else []
-        return "\n".join(line.replace("\n", " ") for line in lines)
+        lines = [f"error: {shown(self.what)}"]
+        lines += [f"where: {shown(self.where)}"] if self.where else []
+        lines += [f"fix:   {shown(self.fix)}"] if self.fix else []
+        return "\n".join(lines)
 
     def __reduce__(self) -> tuple[type[DilError], tuple[str, str, str]]:
         return type(self), (self.what, self.where, self.fix)
@@ -63,9 +76,25 @@ def require_positive(key: str, value: float, example: object) -> None:
 
 
 def require_file_name(key: str, value: str, example: object) -> None:
-    """`value` names a file or folder of dil's own: it must not lead to another place."""
+    """`value` names a file or folder of dil's own: it must not lead to another place, and leave room for a hash."""
     ok = bool(value) and not set(value) & set("/\\\0") and value not in {".", ".."}
     require(ok, key, repr(value), "be a folder name without a slash", example)
+    fits = len(value.encode(errors="replace")) <= 200 and value.isprintable()
+    require(fits, key, repr(value), "be at most 200 printable characters", example)
+
+
+def require_path(key: str, value: str, example: object) -> None:
+    """`value` must be a path (or a hub id) that a file system takes: not empty, not overlong, no control character."""
+    require(bool(value), key, repr(value), "name a file or a folder", example)
+    # Halves of a character stand for bytes that are no UTF-8; the record of a run could not be written with them.
+    plain = not any(c < " " or c == "\x7f" or "\ud800" <= c <= "\udfff" for c in value)
+    require(plain, key, repr(value), "hold no control character", example)
+    longest = max(len(part.encode()) for part in value.split("/"))
+    require(len(value) <= 1000 and longest <= 255, key, value, "be a path of at most 1,000 characters", example)
+    try:
+        Path(value).expanduser()
+    except RuntimeError as error:
+        raise DilError(f"there is no user {value.partition('/')[0]}", f"{key}={value}", f"{key}={example}") from error
 
 
 def require_not_negative(key: str, value: float, example: object) -> None:

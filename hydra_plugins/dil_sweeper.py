@@ -64,6 +64,7 @@ class DilSweeper(BasicSweeper):
         from dil_cli.config.compose import chosen_folder, compose_job
         from dil_cli.errors import DilError
         from dil_cli.sweep.folder import About
+        from dil_cli.sweep.plan import naming
         from dil_cli.sweep.run import run_sweep
 
         assert self.hydra_context is not None
@@ -85,7 +86,10 @@ class DilSweeper(BasicSweeper):
             name=(experiment or "-".join(key.rpartition(".")[2] for key in swept) or "single").replace("/", "-"),
             swept=swept, question=self.question, baseline=self.baseline, x=self.x,
         )  # fmt: skip
-        configs = [(words, compose_job(self.hydra_context.config_loader, self.config, words)) for words in grid]
+        configs = []
+        for number, words in enumerate(grid, start=1):
+            with naming(number, len(grid), words, swept):
+                configs.append((words, compose_job(self.hydra_context.config_loader, self.config, words)))
         run_sweep(configs, about, self._launch, self.dry_run)
 
     def _launch(self, sweep: str) -> "Launch":

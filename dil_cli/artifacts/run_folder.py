@@ -17,8 +17,8 @@ outputs/<name>-<hash8>/
 from __future__ import annotations
 
 import json
-import os
 import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,11 +110,13 @@ class RunFolder:
             DilError: when a file stands in its way or the disk does not let it.
         """
         there = next(path for path in (self.path, *self.path.parents) if path.exists())
-        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-            reason = "cannot be written" if there.is_dir() else "is a file"
+        try:  # what a file system allows is known only by trying: /proc says that it may be written
+            Path(tempfile.mkdtemp(prefix=".dil-", dir=there)).rmdir()
+        except OSError as error:
+            reason = f"cannot be written ({error.strerror})" if there.is_dir() else "is a file"
             raise DilError(
                 f"no run folder can be made: {there} {reason}", f"output={self.path.parent}", "output=outputs"
-            )
+            ) from error
 
     def begin(self, config_yaml: str, manifest: dict[str, Any]) -> None:
         """Make the folder, or clear what an unfinished run left in it."""

@@ -22,6 +22,8 @@ TAKE_A_VALUE = {
 
 Not --experimental-rerun, which unpickles; nor --config-path and --config-name: another root config may import packages.
 """
+LONGEST_KEY = 200
+"""Hydra looks for a file of the key's name, and no file has one as long as that."""
 OWN = {"train": ("--dry-run",), "sweep": ("--dry-run",), "eval": ("--stage",)}
 """Options of one command alone."""
 
@@ -106,6 +108,8 @@ def _check_override(command: str, word: str) -> None:
         raise DilError(
             "dil reads YAML from one more folder only, and imports no package for it", where, "--config-dir DIR"
         )
+    if "=" in word and len(key) > LONGEST_KEY:
+        raise DilError(f"no key has {len(key):,} characters", where, f"dil {command} --cfg job lists all keys")
     if word.startswith("~"):
         raise DilError("nothing can be taken out of a config, only changed", where, f"{word[1:].partition('=')[0]}=...")
     if key == "experiment" and "," in value:

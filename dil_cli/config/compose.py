@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,7 @@ def run_command(command: str, argv: list[str]) -> int:
             codes.append(error.exit_code)
         return codes[-1]
 
+    absent = _absent(overrides)
     entry = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=root)(job)
     try:
         with explained(command, [*overrides, *options]), only_known_code(overrides):
@@ -138,8 +140,11 @@ def run_command(command: str, argv: list[str]) -> int:
     except (ValueError, TypeError, OSError) as error:
         if begun:
             raise
+        _remove_empty(absent)
         # Hydra's own: a number where a choice is wanted, a run folder that cannot be made.
         raise DilError(str(error).splitlines()[0], f"dil {command}", f"dil {command} --help") from error
+    if DilError.exit_code in codes:
+        _remove_empty(absent)
     return next((code for code in codes if code), 0)
 
 
@@ -156,6 +161,19 @@ def dry_run(argv: list[str], overrides: list[str], options: list[str]) -> int:
         )  # fmt: skip
     config, folder = compose_alone("train", overrides, argv)
     return int(import_module("dil_cli.train.dry_run").run(config, folder))
+
+
+def _absent(overrides: Sequence[str]) -> list[Path]:
+    """The folder of `hydra.run.dir=` and those above it that are not there: Hydra makes them before any check."""
+    chosen = next((word.partition("=")[2] for word in overrides if word.startswith("hydra.run.dir=")), "").strip("'\"")
+    folder = Path(chosen).resolve()
+    return [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def end_with(sweep: int) -> None:

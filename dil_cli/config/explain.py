@@ -22,6 +22,7 @@ from yaml import YAMLError
 
 from dil_cli.config import custom
 from dil_cli.config.help import choices
+from dil_cli.config.judging import JUDGES
 from dil_cli.config.paths import conf_dir, config_dirs
 from dil_cli.config.schema import ROOTS, TrainConfig
 from dil_cli.errors import DilError
@@ -34,6 +35,8 @@ def explained(command: str = "train", argv: Sequence[str] = ()) -> Iterator[None
     """Re-raise Hydra's and OmegaConf's errors as `DilError`; `argv` shows where a value came from."""
     try:
         yield
+    except RecursionError as error:
+        raise DilError("a value in the config holds itself", f"dil {command}", "take the YAML's *alias out") from error
     except MissingConfigException as error:
         raise _missing_choice(error, command, argv) from error
     except OverrideParseException as error:
@@ -89,6 +92,13 @@ def unknown_key(key: str, command: str, value: str = "", owner: type | None = No
             f"dil {command} {key}=***",
             "export OPENAI_API_KEY=..., or the variable that judge.key_env names",
         )  # fmt: skip
+    judges = [name for name, judge in JUDGES.items() if leaf in {f.name for f in dataclasses.fields(judge)}]
+    if command == "eval" and group == "judge" and owner not in JUDGES.values() and judges:
+        return DilError(
+            f"no judge is chosen, and {key} is of judge={' and judge='.join(judges)}",
+            f"dil {command} {key}=...",
+            f"benchmark=winrate judge={judges[0]} {key}=...",
+        )
     prefix = f"{group}." if group else ""
     fields = dataclasses.fields(owner) if owner is not None and dataclasses.is_dataclass(owner) else ()
     siblings = [f.name for f in fields]
@@ -132,6 +142,8 @@ def check_keys(composed: DictConfig, command: str = "train", prefix: str = "") -
 
 def _missing_choice(error: MissingConfigException, command: str, argv: Sequence[str]) -> DilError:
     match = re.search(r"Could not (?:find|load) '([^']+)'", str(error))
+    if match is None and not error.options:
+        return DilError(_first(error), f"dil {command}", "leave --config-name and --config-path out")
     group, _, choice = (match.group(1) if match else "").rpartition("/")
     if group.startswith("schema"):
         refused = custom.refusal(choice, argv)
@@ -181,14 +193,17 @@ def _bad_override(error: HydraException, command: str) -> DilError:
             f"dil {command} +{twice.group(1)}=...",
             f"{twice.group(1)}=...",
         )
-    if "Ambiguous value" in text:
-        several = re.search(r"argument '([^']+)'", text)
+    if "Ambiguous value" in text or "requires --multirun" in text:
+        several = re.search(r"(?:argument|parameters) '([^']+)'", text)
         word = several.group(1) if several else "group=a,b"
         return DilError(
             "several values make several runs, which -m asks for", f"dil {command} {word}", f"dil {command} -m {word}"
         )
-    first = text.strip().splitlines()[0].rstrip(".") if text.strip() else type(error).__name__
-    return DilError(first, where=f"dil {command}", fix=f"dil {command} --help")
+    return DilError(_first(error), where=f"dil {command}", fix=f"dil {command} --help")
+
+
+def _first(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
 
 
 def _yaml_of(error: HydraException) -> str:
@@ -202,12 +217,17 @@ def _bad_value(error: OmegaConfBaseException, command: str, argv: Sequence[str],
     word = next((w for w in reversed(argv) if w.lstrip("+~").partition("=")[0] == key), "")
     value = word.partition("=")[2]
     where = f"dil {command} {word}" if word else f"{file} {key}".strip()
-    first = str(error).splitlines()[0]
+    # OmegaConf's own lines follow the sentence, which holds the value and so may have several itself.
+    first = str(error).partition("\n    full_key:")[0]
     if isinstance(error, MissingMandatoryValue):
         return DilError(f"{key} must be set", where=key, fix=f"{key}=...")
     if isinstance(error, InterpolationKeyError | InterpolationResolutionError):
         return DilError(f"{key} refers to a value that is not there: {first}", where, f"set {key} to a value")
     if isinstance(error, ValidationError):
+        return DilError(
+            f"{key or 'a group'} is wrong: {_plain_reason(first)}", where, f"dil {command} --cfg job shows its default"
+        )
+    if key in known_keys(ROOTS[command]) and not key.startswith("loss."):  # those of all losses are among them
         return DilError(f"{key} is wrong: {_plain_reason(first)}", where, f"dil {command} --cfg job shows its default")
     if key:
         unknown = unknown_key(key, command, value, owner=getattr(error, "object_type", None))
@@ -218,13 +238,16 @@ def _bad_value(error: OmegaConfBaseException, command: str, argv: Sequence[str],
 
 def _plain_reason(reason: str) -> str:
     """OmegaConf's sentence in the words of the rest: what was given, what is wanted."""
-    converted = re.match(r"Value '(.*)' of type '\w+' could not be converted to (\w+)", reason)
+    converted = re.match(r"Value '(.*)' of type '\w+' could not be converted to (\w+)", reason, re.DOTALL)
     if converted:
         kinds = {"Float": "a number", "Integer": "a whole number", "Boolean": "true or false"}
         return f"'{converted.group(1)}' is not {kinds.get(converted.group(2), converted.group(2))}"
-    choice = re.match(r"Invalid value '(.*)', expected one of \[(.*)\]", reason)
+    choice = re.match(r"Invalid value '(.*)', expected one of \[(.*)\]", reason, re.DOTALL)
     if choice:
         return f"'{choice.group(1)}' is not one of {choice.group(2)}"
+    boolean = re.match(r"Value '(.*)' is not a valid bool", reason, re.DOTALL)
+    if boolean:
+        return f"'{boolean.group(1)}' is not true or false"
     if "is not Optional" in reason:
         return "it cannot be null"
     if "is not a ListConfig" in reason:

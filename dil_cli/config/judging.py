@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from urllib.parse import urlsplit
 
-from dil_cli.errors import DilError, require, require_not_negative, require_positive
+from dil_cli.errors import DilError, require, require_not_negative, require_path, require_positive
 
 
 class Opponent(str, Enum):
@@ -112,7 +112,7 @@ class LocalJudge:
     max_prompt_length: int = 1536
 
     def __post_init__(self) -> None:
-        require(bool(self.path), "judge.path", repr(self.path), "name a model", "/path/to/folder")
+        require_path("judge.path", self.path, "/path/to/folder")
         require_not_negative("judge.tie", self.tie, 0)
         require(
             1 <= self.max_prompt_length < self.max_length, "judge.max_prompt_length", self.max_prompt_length,

@@ -11,7 +11,14 @@ from typing import Any
 
 from dil_cli.config.harness_schema import HarnessConfig
 from dil_cli.config.judging import check_judge
-from dil_cli.errors import DilError, require, require_file_name, require_not_negative, require_positive
+from dil_cli.errors import (
+    DilError,
+    require,
+    require_file_name,
+    require_not_negative,
+    require_path,
+    require_positive,
+)
 
 
 class DataSource(str, Enum):
@@ -78,6 +85,19 @@ class WandbMode(str, Enum):
     disabled = "disabled"
 
 
+ATTENTIONS = ("packed", "sdpa", "eager", "flash_attention_2", "flash_attention_3")
+
+
+def _check_reading(model: ModelConfig | ReadConfig) -> None:
+    """What training and `dil eval` ask of the model's group alike."""
+    require(
+        model.attention in ATTENTIONS, "model.attention", model.attention, f"be one of {', '.join(ATTENTIONS)}",
+        "packed",
+    )  # fmt: skip
+    for key, least, example in (("max_length", 2, 1024), ("max_prompt_length", 1, 512), ("token_budget", 1, 4096)):
+        require(getattr(model, key) >= least, f"model.{key}", getattr(model, key), f"be {least} or more", example)
+
+
 @dataclass(kw_only=True)
 class ModelConfig:
     """A policy's weights, tokenizer and the training scale that suits it.
@@ -101,13 +121,10 @@ class ModelConfig:
     token_budget: int
 
     def __post_init__(self) -> None:
-        attentions = ("packed", "sdpa", "eager", "flash_attention_2", "flash_attention_3")
-        require(bool(self.path), "model.path", repr(self.path), "name a model", "/path/to/folder")
-        require(
-            self.attention in attentions, "model.attention", self.attention,
-            f"be one of {', '.join(attentions)}", "packed",
-        )  # fmt: skip
+        require_path("model.path", self.path, "/path/to/folder")
         require_positive("model.lr", self.lr, 5e-7)
+        require(self.batch_size >= 1, "model.batch_size", self.batch_size, "be 1 or more", 64)
+        _check_reading(self)
 
 
 @dataclass(kw_only=True)
@@ -139,7 +156,7 @@ class DataConfig:
     notice: str | None = None
 
     def __post_init__(self) -> None:
-        require(bool(self.path), "data.path", repr(self.path), "name a file, folder or data set", "pairs.jsonl")
+        require_path("data.path", self.path, "pairs.jsonl")
         for key in ("subset", "revision"):
             value = getattr(self, key)
             applies = value is None or self.source is DataSource.hub
@@ -194,29 +211,33 @@ class OptimConfig:
     def __post_init__(self) -> None:
         require_positive("optim.lr", self.lr, "${model.lr}")
         require_positive("optim.lr_factor", self.lr_factor, 1)
+        # The first step would take every weight out of float32; and so many epochs never end.
+        rate = self.lr * self.lr_factor
+        if rate > 3e38:
+            raise DilError(
+                f"the learning rate is {rate:g}, it must be at most 3e38",
+                f"optim.lr={self.lr:g} optim.lr_factor={self.lr_factor:g}", "optim.lr=${model.lr} optim.lr_factor=1",
+            )  # fmt: skip
         require_positive("optim.epochs", self.epochs, 1)
+        require(self.epochs <= 1e6, "optim.epochs", self.epochs, "be at most 1e6", 1)
         require_positive("optim.eps", self.eps, 1e-8)
         require(self.batch_size > 0, "optim.batch_size", self.batch_size, "be above 0", 32)
         require(self.token_budget > 0, "optim.token_budget", self.token_budget, "be above 0", 8192)
         require(0 <= self.warmup < 1, "optim.warmup", self.warmup, "be a fraction in 0 to 1 of all steps", 0.1)
-        require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "be 0 or more", 0.0)
+        require_not_negative("optim.weight_decay", self.weight_decay, 0.0)
         require(0 <= self.beta1 < 1, "optim.beta1", self.beta1, "lie in 0 to 1", 0.9)
         require(0 <= self.beta2 < 1, "optim.beta2", self.beta2, "lie in 0 to 1", 0.999)
         require(self.clip is None or self.clip > 0, "optim.clip", self.clip, "be above 0 or null", 1.0)
-        muon_fields = (self.muon_lr, self.muon_momentum)
-        if self.kind is Optimiser.muon:
-            require(
-                None not in muon_fields,
-                "optim.muon_lr, optim.muon_momentum",
-                muon_fields,
-                "be set",
-                "optim=muon",
-            )
-        else:
-            require(
-                muon_fields == (None, None), "optim.muon_lr, optim.muon_momentum", muon_fields,
-                "stay null unless optim=muon", "optim=muon",
-            )  # fmt: skip
+        for key, example in (("muon_lr", 0.02), ("muon_momentum", 0.95)):
+            value = getattr(self, key)
+            if self.kind is not Optimiser.muon:
+                require(value is None, f"optim.{key}", value, "stay null unless optim=muon", "null")
+            elif value is None:
+                raise DilError(f"optim.kind=muon needs optim.{key}", f"optim.{key}", "optim=muon, which sets it")
+            else:
+                require_positive(f"optim.{key}", value, example)
+        momentum = self.muon_momentum
+        require(momentum is None or momentum < 1, "optim.muon_momentum", momentum, "lie in 0 to 1", 0.95)
 
 
 @dataclass(kw_only=True)
@@ -293,6 +314,19 @@ class TrackerConfig:
     entity: str | None = None
     tags: list[str] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        # What W&B refuses it would refuse after the start, or at `wandb sync`.
+        require(
+            0 < len(self.project) <= 128 and not set(self.project) & set("/\\#?%:") and self.project.isprintable(),
+            "tracker.project", repr(self.project), "be 1 to 128 characters without / \\ # ? % :", "dil",
+        )  # fmt: skip
+        for key in ("group", "entity"):
+            value = getattr(self, key)
+            fine = value is None or (0 < len(value) <= 128 and value.isprintable())
+            require(fine, f"tracker.{key}", repr(value), "be 1 to 128 characters, or null", "null")
+        fine = all(isinstance(tag, str) and 0 < len(tag) <= 64 and tag.isprintable() for tag in self.tags)
+        require(fine, "tracker.tags", self.tags, "be a list of words of 1 to 64 characters", "[a,b]")
+
 
 @dataclass(kw_only=True)
 class TrainConfig:
@@ -320,7 +354,7 @@ class TrainConfig:
     tracker: TrackerConfig
 
     def __post_init__(self) -> None:
-        require(bool(self.output), "output", repr(self.output), "name a folder", "outputs")
+        require_path("output", self.output, "outputs")
         require(0 <= self.seed < 2**32, "seed", self.seed, "lie in 0 to 2**32 - 1", 42)
         require_file_name("name", self.name, "my-run")
 
@@ -336,6 +370,13 @@ class ReadConfig:
     max_length: int = 1024
     max_prompt_length: int = 512
     token_budget: int = 2048
+
+    def __post_init__(self) -> None:
+        _check_reading(self)
+        require(
+            self.max_prompt_length < self.max_length, "model.max_prompt_length", self.max_prompt_length,
+            f"be below model.max_length = {self.max_length}", self.max_length // 2,
+        )  # fmt: skip
 
 
 @dataclass(kw_only=True)
@@ -379,7 +420,10 @@ class EvalConfig:
     def __post_init__(self) -> None:
         if self.checkpoint is None and self.stage is None:
             raise DilError("checkpoint must be set", "checkpoint", "checkpoint=outputs/RUN, or a hub id")
-        require(self.checkpoint != "", "checkpoint", "empty", "name a run or a model", "outputs/RUN")
+        for key in ("checkpoint", "against", "reference", "stage"):
+            if (value := getattr(self, key)) is not None:
+                require_path(key, value, "outputs/RUN")
+        require_path("output", self.output, "outputs")
         known = ("data", "template", "tokenizer", "reference")
         unknown = [name for name in self.accept if name not in known]
         require(not unknown, "accept", unknown, f"name some of {', '.join(known)}", "[data]")

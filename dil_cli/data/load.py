@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -22,16 +22,23 @@ NOISE_STREAM = 0x6E6F697365
 
 @dataclass(frozen=True)
 class SplitCounts:
-    """One split as it was read: its rows, the usable ones, and the others by reason."""
+    """One split as it was read: its rows, the usable ones, and the others by reason.
+
+    `layouts` counts rows by their columns where not all of them have one layout.
+    """
 
     split: str
     rows: int
     usable: int
     skipped: dict[str, int]
+    layouts: dict[str, int] = field(default_factory=dict)
 
     def describe(self) -> str:
         """One line, for example `train: 400 rows, 396 usable, 4 skipped (4 no common prompt)`."""
         line = f"{self.split}: {self.rows:,} rows, {self.usable:,} usable"
+        if self.layouts:
+            counts = "; ".join(f"{count:,} of {columns}" for columns, count in self.layouts.items())
+            line += f", of {len(self.layouts)} layouts ({counts})"
         if not self.skipped:
             return line
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.skipped.items())
@@ -172,17 +179,25 @@ def flipped_rows(train: Sequence[PreferencePair], noise: float, seed: int) -> fr
 def _read(config: DataConfig, split: str) -> tuple[list[PreferencePair], SplitCounts]:
     pairs: list[PreferencePair] = []
     skipped: Counter[str] = Counter()
-    schema, rows = None, 0
+    layouts: Counter[str] = Counter()
+    rows = 0
     for row in read_split(config, split):
         rows += 1
-        schema = schema or recognise(row)
+        schema = recognise(row)
+        layouts[", ".join(schema.columns)] += 1
         try:
             pairs.append(to_pair(row, schema))
         except Skip as reason:
             skipped[str(reason)] += 1
     if not rows:
         raise DilError("there is not one row", where=f"data.path={config.path}", fix="check the file: it is empty")
-    counted = SplitCounts(split=split, rows=rows, usable=len(pairs), skipped=dict(sorted(skipped.items())))
+    counted = SplitCounts(
+        split=split,
+        rows=rows,
+        usable=len(pairs),
+        skipped=dict(sorted(skipped.items())),
+        layouts=dict(sorted(layouts.items())) if len(layouts) > 1 else {},
+    )
     if not pairs:
         raise DilError(
             f"the data set has no usable pair: {counted.describe()}",
@@ -193,8 +208,15 @@ def _read(config: DataConfig, split: str) -> tuple[list[PreferencePair], SplitCo
 
 
 def _check_rejected(pairs: Sequence[PreferencePair], config: DataConfig, needs_rejected: bool) -> None:
-    if all(pair.rejected is not None for pair in pairs):
+    demonstration = next((pair for pair in pairs if pair.rejected is None), None)
+    if demonstration is None:
         return
+    if any(pair.rejected is not None for pair in pairs):
+        raise DilError(
+            "the data set has pairs and demonstrations (no rejected response), which are not trained on together",
+            where=f"data.path={config.path}, row {demonstration.row}",
+            fix="one kind in a file; demonstrations alone train with loss=sft",
+        )
     if needs_rejected:
         raise DilError(
             "the data set has demonstrations only, this loss needs a rejected response to each",

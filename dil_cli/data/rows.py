@@ -8,11 +8,11 @@ import zlib
 from collections.abc import Iterable, Iterator
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
 from dil_cli.errors import DilError
 
-READABLE = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet")
+READABLE = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".jsonl.zst", ".json.zst", ".parquet")
 BATCH_ROWS = 1000
 BLANK = b"\xef\xbb\xbf \t\r\n"
 
@@ -42,7 +42,7 @@ def read_files(paths: Iterable[Path]) -> Iterator[Row]:
 
 
 def read_file(path: Path) -> Iterator[Row]:
-    """The rows of one .jsonl, .json (a list of objects, or lines), or .parquet file, gzipped or not.
+    """The rows of one .jsonl, .json (a list of objects, or lines), or .parquet file; JSON also as .gz or .zst.
 
     In a file of lines the row's number is its line number; blank lines are passed over.
 
@@ -59,7 +59,7 @@ def read_file(path: Path) -> Iterator[Row]:
         if path.name.endswith(".parquet"):
             yield from _parquet_rows(path)
         else:
-            with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            with _opened(path) as file:
                 yield from _json_rows(file, path)
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or str(error)
@@ -68,6 +68,15 @@ def read_file(path: Path) -> Iterator[Row]:
             where=f"data.path={path}",
             fix="check that the file is whole, and that its name ends in what it is",
         ) from error
+
+
+def _opened(path: Path) -> BinaryIO:
+    """The bytes of a file, out of what compresses them."""
+    if path.suffix == ".zst":
+        import pyarrow as pa
+
+        return cast(BinaryIO, BufferedReader(pa.input_stream(str(path), compression="zstd")))
+    return cast(BinaryIO, gzip.open(path) if path.suffix == ".gz" else path.open("rb"))
 
 
 def table_rows(batches: Iterable[Any], name: str) -> Iterator[Row]:
@@ -99,9 +108,9 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
         raise OSError(str(error).splitlines()[0]) from error
 
 
-def _json_rows(file: BufferedReader | gzip.GzipFile, path: Path) -> Iterator[Row]:
+def _json_rows(file: BinaryIO, path: Path) -> Iterator[Row]:
     lines: Iterable[bytes] = file
-    if path.name.removesuffix(".gz").endswith(".json"):
+    if path.name.removesuffix(".gz").removesuffix(".zst").endswith(".json"):
         document = file.read()
         if document.lstrip(BLANK).startswith(b"["):
             for number, values in enumerate(_parse(document, path.name), start=1):

@@ -1,6 +1,6 @@
 """The layouts in which this field publishes preference data, each read into one `PreferencePair`.
 
-A layout is recognised from the columns of a data set's first row; other columns are ignored.
+A row's layout is recognised from its columns; other columns are ignored.
 
 | Columns | Content, and where the prompt is | Published so by |
 |---|---|---|
@@ -57,7 +57,7 @@ class Schema:
 
 
 def recognise(row: Row) -> Schema:
-    """The layout of a data set, from the columns of its first row.
+    """The layout of a row, from its columns.
 
     Raises:
         DilError: naming the columns there are and those that are missing.

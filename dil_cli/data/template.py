@@ -99,7 +99,7 @@ def pair_text(pair: PreferencePair, tokenizer: PreTrainedTokenizerBase, template
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, template: str, turns: tuple[Message, ...], *, generation: bool) -> str:
-    from jinja2.exceptions import TemplateError, TemplateSyntaxError
+    from jinja2.exceptions import TemplateSyntaxError
 
     messages = [{"role": turn.role, "content": turn.content} for turn in turns]
     try:
@@ -108,6 +108,6 @@ def _render(tokenizer: PreTrainedTokenizerBase, template: str, turns: tuple[Mess
         )
     except TemplateSyntaxError:
         raise
-    except TemplateError as error:
-        raise TemplateRefusal(error.message or type(error).__name__) from error
+    except Exception as error:  # a template is a program: 1/0 raises what it does in Python
+        raise TemplateRefusal(getattr(error, "message", None) or f"{type(error).__name__}: {error}") from error
     return str(text)

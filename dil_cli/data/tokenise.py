@@ -98,26 +98,59 @@ def tokenise_pairs(
         DilError: if a prompt tokenises differently alone and in context (its row and the difference
             are named), the template is broken, or no pair is left.
     """
+    (split,) = tokenise_splits([pairs], tokenizer, config, cache, keep)
+    return flip_labels(split, flipped)
+
+
+def tokenise_splits(
+    splits: Sequence[Sequence[PreferencePair]],
+    tokenizer: PreTrainedTokenizerBase,
+    config: DataConfig,
+    cache: Path | None,
+    keep: bool = True,
+) -> list[TokenisedSplit]:
+    """As `tokenise_pairs`, no label flipped; nothing is written unless all splits can be tokenised."""
     if cache is None:
-        return flip_labels(_tokenise(pairs, tokenizer, config), flipped)
-    path, key = token_cache.place(cache, pairs, tokenizer, config)
-    notice = None
-    if path.exists():
+        return [_tokenise(pairs, tokenizer, config) for pairs in splits]
+    found = [_look_up(*token_cache.place(cache, pairs, tokenizer, config), keep) for pairs in splits]
+    made = [
+        kept.split or replace(_tokenise(pairs, tokenizer, config), notice=kept.notice)
+        for kept, pairs in zip(found, splits, strict=True)
+    ]
+    if not keep:
+        return made
+    return [split if kept.split else kept.write(split) for kept, split in zip(found, made, strict=True)]
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """The cache file of a split and what was found in it."""
+
+    path: Path
+    key: str
+    split: TokenisedSplit | None = None
+    notice: str | None = None
+
+    def write(self, split: TokenisedSplit) -> TokenisedSplit:
         try:
-            kept, counts = token_cache.read(path, key)
-            if keep:
-                mark_used(path)
-            return flip_labels(TokenisedSplit(kept, TokenCounts(**counts)), flipped)
-        except Exception as error:  # whatever a damaged file makes pyarrow or json raise
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            notice = f"the token cache {path} is damaged ({reason}); tokenised again"
-    split = _tokenise(pairs, tokenizer, config)
+            token_cache.write(self.path, self.key, split.pairs, asdict(split.counts))
+        except OSError as error:
+            reason = error.strerror or error
+            return replace(split, notice=f"the token cache {self.path} cannot be written ({reason})")
+        return split
+
+
+def _look_up(path: Path, key: str, keep: bool) -> _Kept:
+    if not path.exists():
+        return _Kept(path, key)
     try:
+        kept, counts = token_cache.read(path, key)
         if keep:
-            token_cache.write(path, key, split.pairs, asdict(split.counts))
-    except OSError as error:
-        notice = f"the token cache {path} cannot be written ({error.strerror or error})"
-    return flip_labels(replace(split, notice=notice), flipped)
+            mark_used(path)
+        return _Kept(path, key, TokenisedSplit(kept, TokenCounts(**counts)))
+    except Exception as error:  # whatever a damaged file makes pyarrow or json raise
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        return _Kept(path, key, notice=f"the token cache {path} is damaged ({reason}); tokenised again")
 
 
 def flip_labels(split: TokenisedSplit, rows: Collection[int]) -> TokenisedSplit:

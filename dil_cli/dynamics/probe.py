@@ -54,6 +54,7 @@ def probe_steps(total_steps: int, times: int) -> list[int]:
 
     A run shorter than `times` is measured after every step.
     """
+    times = max(1, min(times, total_steps))  # more than one a step there cannot be
     return sorted({(2 * i * total_steps + times) // (2 * times) for i in range(times + 1)})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,17 +46,30 @@ def resolve_source(config: ModelConfig) -> str:
         folder = BUNDLED / path.removeprefix("bundled:")
         if not (folder / "config.json").is_file():
             shipped = ", ".join(sorted(f.parent.name for f in BUNDLED.glob("*/config.json"))) or "none"
-            raise DilError(f"no bundled model '{folder.name}'", f"model.path={path}", f"bundled models: {shipped}")
+            raise DilError(
+                f"no bundled model '{path.removeprefix('bundled:')}'",
+                f"model.path={path}",
+                f"bundled models: {shipped}",
+            )
         return str(folder)
     folder = Path(path).expanduser()
     if folder.is_dir():
-        if not (folder / "config.json").is_file():
+        if config.revision is not None:
             raise DilError(
-                "the model folder has no config.json",
+                "a folder has no revisions, model.revision is of hub ids",
+                f"model.path={path} model.revision={config.revision}", "model.revision=null",
+            )  # fmt: skip
+        if not (folder / "config.json").is_file():
+            adapter = (folder / "adapter_config.json").is_file()
+            raise DilError(
+                f"the model folder has no config.json{', it is an adapter and no whole model' if adapter else ''}",
                 f"model.path={path}",
-                "name the folder that save_pretrained wrote",
-            )
+                "merge it into its model (peft: merge_and_unload, then save_pretrained)" if adapter
+                else "name the folder that save_pretrained wrote",
+            )  # fmt: skip
         return str(folder)
+    if folder.is_file():
+        raise DilError(f"{path} is a file, a model is a folder", f"model.path={path}", f"model.path={folder.parent}")
     if path.startswith(("/", ".", "~")) or path.count("/") > 1:
         raise DilError(
             f"there is no model folder {path}",
@@ -75,11 +89,14 @@ def load_policy(config: ModelConfig) -> Policy:
     if not Path(source).is_dir() and not hub.reachable():
         hub.work_offline()  # the hub's local cache may have it
     hf_config = _load_config(source, config)
+    if Path(source).is_dir():
+        _check_weight_files(Path(source), config)
     tokenizer = _load_tokenizer(source, config)
     notices = _drop_dropout(hf_config)
     if config.dtype is WeightType.bf16:
         notices += ("weights in bfloat16: changes below 0.4 % of a weight are lost, as most are at a rate of 5e-7",)
-    model = _load_weights(source, config, hf_config)
+    model, left_out = _load_weights(source, config, hf_config)
+    notices += left_out
     _check_fit(model, tokenizer, config)
     if config.gradient_checkpointing:
         enable: Any = model.activation_checkpointing_enable  # untyped in transformers
@@ -126,26 +143,78 @@ def _load_tokenizer(source: str, config: ModelConfig) -> PreTrainedTokenizerBase
 
 def _load_config(source: str, config: ModelConfig) -> PretrainedConfig:
     from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
 
     try:
         hf_config: PretrainedConfig = AutoConfig.from_pretrained(source, **_common(config))
     except Exception as error:
         raise _load_error(error, "config.json", source, config) from error
-    if hf_config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(hf_config, "is_decoder", False):
-        raise DilError(
-            f"{hf_config.model_type} is an encoder, dil trains causal language models",
-            where=f"model.path={config.path}", fix="choose a decoder-only model",
-        )  # fmt: skip
     if getattr(hf_config, "is_encoder_decoder", False):
         raise DilError(
             f"{hf_config.model_type} is an encoder-decoder, dil trains causal language models",
             where=f"model.path={config.path}", fix="choose a decoder-only model",
         )  # fmt: skip
+    if hf_config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(hf_config, "is_decoder", False):
+        raise DilError(
+            f"{hf_config.model_type} is an encoder, dil trains causal language models",
+            where=f"model.path={config.path}", fix="choose a decoder-only model",
+        )  # fmt: skip
+    own_code = getattr(hf_config, "auto_map", None) or {}
+    if hf_config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and "AutoModelForCausalLM" not in own_code:
+        raise DilError(
+            f"{hf_config.model_type} is no causal language model", where=f"model.path={config.path}",
+            fix="choose a decoder-only model",
+        )  # fmt: skip
+    quantised = getattr(hf_config, "quantization_config", None)
+    if quantised:
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else type(quantised).__name__
+        raise DilError(
+            f"the weights are quantised ({method}), dil trains float weights", where=f"model.path={config.path}",
+            fix="take the model they were made from, or save them dequantised",
+        )  # fmt: skip
     return hf_config
 
 
-def _load_weights(source: str, config: ModelConfig, hf_config: PretrainedConfig) -> PreTrainedModel:
+def _check_weight_files(folder: Path, config: ModelConfig) -> None:
+    """All weights are there, as safetensors: a pickle can run code, so none is opened."""
+    where = f"model.path={config.path}"
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").is_file():
+        return
+    if index.is_file():
+        try:
+            shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            missing = [name for name in shards if not (folder / name).is_file()]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DilError(f"{index.name} is damaged", where, "save or download the model again") from error
+        if missing:
+            raise DilError(
+                f"{len(missing)} of {len(shards)} files with weights are missing ({missing[0]})", where,
+                "download the model again",
+            )  # fmt: skip
+        return
+    pickles = sorted(path.name for path in folder.iterdir() if path.name.startswith("pytorch_model"))
+    if pickles:
+        raise _pickle_error(config, f" ({pickles[0]})")
+    raise DilError(
+        "the model folder has no weights (model.safetensors)", where, "name the folder that save_pretrained wrote"
+    )
+
+
+def _pickle_error(config: ModelConfig, file: str = "") -> DilError:
+    return DilError(
+        f"the weights are a pickle{file}, which could run code, so dil does not open it", f"model.path={config.path}",
+        "if you trust it: AutoModelForCausalLM.from_pretrained(IT).save_pretrained(FOLDER) writes safetensors",
+    )  # fmt: skip
+
+
+def _load_weights(
+    source: str, config: ModelConfig, hf_config: PretrainedConfig
+) -> tuple[PreTrainedModel, tuple[str, ...]]:
+    """The model, and what of its checkpoint went unused."""
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -160,7 +229,7 @@ def _load_weights(source: str, config: ModelConfig, hf_config: PretrainedConfig)
     try:
         model, report = auto.from_pretrained(
             source, config=hf_config, dtype=dtype, attn_implementation=attention,
-            use_safetensors=True, output_loading_info=True, **_common(config),
+            use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **_common(config),
         )  # fmt: skip
     except Exception as error:
         if attention is not None and isinstance(error, ImportError | ValueError) and "attention" in str(error).lower():
@@ -175,14 +244,23 @@ def _load_weights(source: str, config: ModelConfig, hf_config: PretrainedConfig)
             f"the checkpoint lacks {len(missing)} weights, which would start at random ({missing[0]}, ...)",
             where=f"model.path={config.path}", fix="use a complete checkpoint of a causal language model",
         )  # fmt: skip
+    mismatched = sorted(report["mismatched_keys"])
+    if mismatched:
+        name, stored, wanted = mismatched[0]
+        raise DilError(
+            f"{len(mismatched)} weights have another shape than config.json says "
+            f"({name} is {tuple(stored)}, not {tuple(wanted)})",
+            where=f"model.path={config.path}", fix="use the config.json that belongs to these weights",
+        )  # fmt: skip
     broken = next((name for name, p in model.named_parameters() if not p.isfinite().all()), None)
     if broken is not None:
         raise DilError(
             f"the weights hold NaN or infinity ({broken})", where=f"model.path={config.path}",
             fix="use a checkpoint from before they broke",
         )  # fmt: skip
-    loaded: PreTrainedModel = model
-    return loaded
+    unused = sorted(report["unexpected_keys"])
+    notice = f"{len(unused)} weights of the checkpoint are not the model's and stay out of it ({', '.join(unused[:3])})"
+    return model, (notice,) if unused else ()
 
 
 def _drop_dropout(hf_config: PretrainedConfig) -> tuple[str, ...]:
@@ -196,9 +274,11 @@ def _drop_dropout(hf_config: PretrainedConfig) -> tuple[str, ...]:
 def _check_fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> None:
     embedding: Any = model.get_input_embeddings()
     rows = embedding.weight.shape[0]
-    if len(tokenizer) > rows:
+    # Not their number alone: a token may have been given an id far above the others.
+    tokens = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=-1))
+    if tokens > rows:
         raise DilError(
-            f"the tokenizer has {len(tokenizer)} tokens, the model's embedding {rows} rows",
+            f"the tokenizer has {tokens} tokens, the model's embedding {rows} rows",
             where=f"model.path={config.path}", fix="use the tokenizer that belongs to these weights",
         )  # fmt: skip
 
@@ -241,9 +321,12 @@ def _longrope_turn(config: PretrainedConfig) -> int | None:
 
 
 def _load_error(error: Exception, what: str, source: str, config: ModelConfig) -> DilError:
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    said = " ".join(str(error).split())[:300]
+    first = said if " " in said else f"{type(error).__name__} {said}"
     if not Path(source).is_dir() and not hub.reachable():
         return hub.offline_error(source, "model", "model")
+    if "cannot be loaded with `safetensors`" in str(error):
+        return _pickle_error(config)
     if "trust_remote_code" in str(error):
         return DilError(
             f"{source} needs code from its repository to run", where=f"model.path={config.path}",

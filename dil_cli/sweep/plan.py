@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -68,10 +69,20 @@ def plan(configs: Sequence[tuple[tuple[str, ...], TrainConfig]], swept: Sequence
         jobs.setdefault(job.hash, job)
     if wrong:
         number, first = wrong[0]
-        named = f"job {number} of {len(configs)}: {_label(configs[number - 1][0], swept)}"
         others = f"; {len(wrong) - 1} more jobs cannot start either" if len(wrong) > 1 else ""
-        raise DilError(f"{first.what}{others}", f"{first.where} ({named})".strip(), first.fix) from first
+        with naming(number, len(configs), configs[number - 1][0], swept):
+            raise DilError(f"{first.what}{others}", first.where, first.fix) from first
     return list(jobs.values())
+
+
+@contextmanager
+def naming(number: int, jobs: int, overrides: Sequence[str], swept: Sequence[str]) -> Iterator[None]:
+    """Let an error say in which job of a sweep it is."""
+    try:
+        yield
+    except DilError as error:
+        job = f"job {number} of {jobs}: {_label(overrides, swept)}"
+        raise DilError(error.what, f"{error.where} ({job})".strip(), error.fix) from error
 
 
 def _label(overrides: Sequence[str], swept: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from dil_cli.config.schema import TrainConfig
 from dil_cli.data.join import join_splits
 from dil_cli.data.load import PairSplits
-from dil_cli.data.tokenise import TokenisedSplit, tokenise_pairs
+from dil_cli.data.tokenise import TokenisedSplit, flip_labels, tokenise_splits
 from dil_cli.dynamics.measure import Compute
 from dil_cli.models.load import Policy
 from dil_cli.tracking.console import ConsoleSink
@@ -51,6 +51,5 @@ def prepare(config: TrainConfig, pairs: PairSplits, console: ConsoleSink, keep: 
             pairs = join_splits(pairs, tokenizer, config.data, config.seed)
     cache = Path(config.output) / "cache" / "tokens"
     with console.phase("tokenising", None):
-        train = tokenise_pairs(pairs.train, tokenizer, config.data, flipped=pairs.flipped, cache=cache, keep=keep)
-        heldout = tokenise_pairs(pairs.heldout, tokenizer, config.data, cache=cache, keep=keep)
-    return Prepared(ready.policy, pairs, train, heldout, ready.compute, ready.path)
+        train, heldout = tokenise_splits([pairs.train, pairs.heldout], tokenizer, config.data, cache, keep)
+    return Prepared(ready.policy, pairs, flip_labels(train, pairs.flipped), heldout, ready.compute, ready.path)

@@ -11,7 +11,15 @@ from dil_cli.data.rows import read_file, read_files
 from dil_cli.errors import DilError
 
 ROWS = [{"prompt": f"q{i}", "chosen": "é", "rejected": "b\nc"} for i in range(3)]
-NAMES = ["a.jsonl", "a.jsonl.gz", "a.json", "a.json.gz", "lines.json", "a.parquet"]
+NAMES = [
+    "a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.json", "a.json.gz", "a.json.zst", "lines.json", "a.parquet",
+]  # fmt: skip
+
+
+def compressed(content: bytes, name: str) -> bytes:
+    if name.endswith(".zst"):
+        return pa.compress(content, codec="zstd", asbytes=True)
+    return gzip.compress(content) if name.endswith(".gz") else content
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -21,7 +29,9 @@ def test_every_format_gives_the_same_rows(tmp_path, jsonl, name):
         pq.write_table(pa.Table.from_pylist(ROWS), path)
     elif name.startswith("a.json") and "jsonl" not in name:
         text = json.dumps(ROWS, indent=1).encode()
-        path.write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
+        path.write_bytes(compressed(text, name))
+    elif name.endswith(".zst"):
+        path.write_bytes(compressed(jsonl(ROWS, "plain.jsonl").read_bytes(), name))
     else:
         path = jsonl(ROWS, name)
     rows = list(read_file(path))
@@ -94,7 +104,7 @@ def test_file_of_another_kind_is_refused(tmp_path):
     assert str(caught.value).splitlines() == [
         "error: a.csv is no data file dil can read",
         f"where: data.path={tmp_path / 'a.csv'}",
-        "fix:   one of .jsonl, .json, .jsonl.gz, .json.gz, .parquet, or a folder saved by `datasets`",
+        "fix:   one of .jsonl, .json, .jsonl.gz, .json.gz, .jsonl.zst, .json.zst, .parquet, or a folder saved by `datasets`",
     ]
 
 

@@ -1,7 +1,8 @@
-"""One undisturbed run, and what a disturbed one must have in common with it."""
+"""One undisturbed run and what a disturbed one must have in common with it; files that must stay; what was tried."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,15 +18,20 @@ TIMES = {"pairs_per_s", "tokens_per_s", "memory_gb"}
 OFTEN = "checkpoint.resume_minutes=0"
 
 
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """How much was survived: a fault each test of kills and faults, but where it says how many."""
+COUNTED = {
+    "test_resume.py::": "faults survived", "test_faults.py::": "faults survived",
+    "test_bad_inputs.py::": "inputs refused", "test_odd_inputs.py::": "odd inputs trained",
+}  # fmt: skip
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How much was tried and held: one for each test, but where it says how many."""
     counts: dict[str, int] = {}
-    for report in terminalreporter.stats.get("passed", []):
-        if report.when != "call":
-            continue
+    for report in terminalreporter.stats.get("passed", ()):
         said = dict(report.user_properties)
-        if "test_resume" in report.nodeid or "test_faults" in report.nodeid:
-            said.setdefault("faults survived", 1)
+        for file, name in COUNTED.items():
+            if file in report.nodeid:
+                said.setdefault(name, 1)
         for name, number in said.items():
             counts[name] = counts.get(name, 0) + number
     if counts:
@@ -72,3 +78,20 @@ def whole(start, words: list[str], tmp_path: Path) -> Traces:
 def run_in(output: Path) -> Path:
     (manifest,) = output.glob("*/manifest.json")
     return manifest.parent
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """Every path below a folder with the digest of its content."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "no file"
+        for path in folder.rglob("*")
+    }
+
+
+@pytest.fixture
+def earlier(tmp_path: Path) -> Path:
+    """An output folder that holds something already."""
+    kept = tmp_path / "outputs" / "earlier" / "result.json"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("{}")
+    return tmp_path / "outputs"
