@@ -111,7 +111,9 @@ class RunFolder:
         """
         there = next(path for path in (self.path, *self.path.parents) if path.exists())
         try:  # what a file system allows is known only by trying: /proc says that it may be written
+            before = there.stat()
             Path(tempfile.mkdtemp(prefix=".dil-", dir=there)).rmdir()
+            os.utime(there, ns=(before.st_atime_ns, before.st_mtime_ns))
         except OSError as error:
             reason = f"cannot be written ({error.strerror})" if there.is_dir() else "is a file"
             raise DilError(

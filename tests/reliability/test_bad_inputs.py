@@ -9,8 +9,8 @@ import pytest
 from bad_config import EVALS, SWEEPS, VALUES, WORDS, YAML
 from bad_data import FILES, GOOD, lines
 from bad_models import FOLDERS
-from conftest import tree
 from models_on_disk import made
+from traces import tree
 
 from dil_cli.losses import registry
 

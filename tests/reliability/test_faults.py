@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import run_in, traces
+from traces import run_in, traces
 
 from dil_cli.tracking.record import read_metrics
 

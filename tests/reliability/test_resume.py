@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import OFTEN, run_in, traces
+from traces import OFTEN, run_in, traces
 
 KILLS = int(os.environ.get("DIL_KILLS", "2"))
 
