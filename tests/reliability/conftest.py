@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import pytest
 
 COUNTED = {"inputs refused": "test_bad_inputs.py::", "odd inputs trained": "test_odd_inputs.py::"}
-
-
-def tree(folder: Path) -> dict[str, str]:
-    """Every path below a folder with the digest of its content."""
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "no file"
-        for path in folder.rglob("*")
-    }
 
 
 @pytest.fixture

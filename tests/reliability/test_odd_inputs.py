@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from bad_data import LINES
-from conftest import tree
+from folder_tree import tree
 from models_on_disk import made
 from odd_inputs import DATA, MODELS, WORDS
 
