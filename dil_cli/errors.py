@@ -11,11 +11,11 @@ LONGEST = 600
 
 def shown(text: str) -> str:
     """Text that may hold anything as one line for a terminal: no control character, and no more than `LONGEST`."""
-    if len(text) > LONGEST:
-        left_out = len(text) - LONGEST
-        text = f"{text[: LONGEST - 150]} ... ({left_out:,} characters) ... {text[-150:]}"
-    one_line = " ".join(text.split("\n"))
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in one_line)
+    line = " ".join(text.split("\n"))
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    if len(line) <= LONGEST:
+        return line
+    return f"{line[: LONGEST - 150]} ... ({len(line) - LONGEST:,} characters) ... {line[-150:]}"
 
 
 class DilError(Exception):

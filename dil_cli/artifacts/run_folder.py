@@ -17,6 +17,7 @@ outputs/<name>-<hash8>/
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 from dataclasses import dataclass

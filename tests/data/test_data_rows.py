@@ -104,7 +104,8 @@ def test_file_of_another_kind_is_refused(tmp_path):
     assert str(caught.value).splitlines() == [
         "error: a.csv is no data file dil can read",
         f"where: data.path={tmp_path / 'a.csv'}",
-        "fix:   one of .jsonl, .json, .jsonl.gz, .json.gz, .jsonl.zst, .json.zst, .parquet, or a folder saved by `datasets`",
+        "fix:   one of .jsonl, .json, .jsonl.gz, .json.gz, .jsonl.zst, .json.zst, .parquet, "
+        "or a folder saved by `datasets`",
     ]
 
 

@@ -66,7 +66,7 @@ FOLDERS = {
     "half the weights": (cut(WEIGHTS, 0.5), "the weights of m cannot be loaded"),
     "nearly all weights": (cut(WEIGHTS, 0.99), "the weights of m cannot be loaded"),
     "a header too large": (write(WEIGHTS, b"\xff" * 8 + b"{}"), "the weights of m cannot be loaded"),
-    "a weight too few": (change_weights(lambda t: t.pop(NORM)), f"lacks 1 weights, which would start at random ({NORM}"),
+    "a weight too few": (change_weights(lambda t: t.pop(NORM)), f"would start at random ({NORM}, ...)"),
     "a weight of another shape": (
         change_weights(lambda t: t.update({NORM: torch.ones(5)})), f"({NORM} is (5,), not (32,))",
     ),

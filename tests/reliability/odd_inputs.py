@@ -24,14 +24,25 @@ from models_on_disk import (
 
 TRAINED = "12 usable"
 
-WORDS = {
-    word: [word]
-    for word in ["optim.lr=1e-30", "optim.lr=1e3", "optim.lr=${model.lr}", "optim.lr_factor=1e-9", "optim.eps=1e300", "optim.clip=null", "optim.clip=inf", "optim.clip=1e-30", "optim.warmup=0", "optim.warmup=0.999", "optim.epochs=1e-9", "optim.epochs=0.3", "optim.epochs=1.5", "optim.batch_size=1", "optim.batch_size=1000000000000000000000000", "optim.token_budget=1", "optim.token_budget=100000000000000000000", "optim.schedule=constant", "optim.schedule=linear", "optim.beta1=0", "optim.beta2=0", "optim.weight_decay=10", "optim=muon", "probe.pairs=1", "probe.pairs=100000000000000000000", "probe.times=100000000", "probe.alarms.chosen_fall=1e-12", "probe.alarms.chosen_fall=null", "checkpoint.every=1", "checkpoint.every=100000000000000000", "seed=0", "seed=4294967295", "seed=1_000", "precision=bf16", "model.dtype=bf16", "model.gradient_checkpointing=true", "model.attention=eager", "model.attention=sdpa", "preset=none", "data.limit=1", "data.limit=100000000000000000000", "data.label_noise=1", "data.label_noise=1e-9", "data.heldout_fraction=1e-9", "data.heldout_fraction=0.9", "data.max_length=3", "data.join_to=10", "output=deep/er/new", "++seed=3", "name=a:b", "loss=sft"]
-} | {
+VALUES = """
+optim.lr=1e-30 optim.lr=1e3 optim.lr=${model.lr} optim.lr_factor=1e-9 optim.eps=1e300 optim.clip=null
+optim.clip=inf optim.clip=1e-30 optim.warmup=0 optim.warmup=0.999 optim.epochs=1e-9 optim.epochs=0.3
+optim.epochs=1.5 optim.batch_size=1 optim.batch_size=1000000000000000000000000 optim.token_budget=1
+optim.token_budget=100000000000000000000 optim.schedule=constant optim.schedule=linear optim.beta1=0
+optim.beta2=0 optim.weight_decay=10 optim=muon probe.pairs=1 probe.pairs=100000000000000000000
+probe.times=100000000 probe.alarms.chosen_fall=1e-12 probe.alarms.chosen_fall=null checkpoint.every=1
+checkpoint.every=100000000000000000 seed=0 seed=4294967295 seed=1_000 precision=bf16 model.dtype=bf16
+model.gradient_checkpointing=true model.attention=eager model.attention=sdpa preset=none data.limit=1
+data.limit=100000000000000000000 data.label_noise=1 data.label_noise=1e-9 data.heldout_fraction=1e-9
+data.heldout_fraction=0.9 data.join_to=6 output=deep/er/new ++seed=3 name=a:b loss=sft
+"""
+"""Single words, each of a run of its own."""
+
+WORDS = {word: [word] for word in VALUES.split()} | {
+    "data.max_length=3": ["data.max_length=3", "data.max_prompt_length=2"],
     "name=a b": ["name='a b'"], "name in Greek": ["name='όνομα'"], "name of 190": [f"name={'n' * 190}"],
     "output with a space": ["output='my runs'"], "run folder": ["hydra.run.dir=a/b/c"],
 }  # fmt: skip
-WORDS["data.max_length=3"] = ["data.max_length=3", "data.max_prompt_length=2"]
 
 
 def parquet(rows: list[dict[str, Any]], **options: Any) -> bytes:
@@ -93,7 +104,7 @@ DATA = {
     "a huge number beside": ("d.jsonl", each(score=10**30), TRAINED),
     "NaN beside": ("d.jsonl", each(score=float("nan")), TRAINED),
     "emoji": ("d.jsonl", each(chosen=" \U0001f600\u200d\U0001f680", prompt="é中文"), TRAINED),
-    "right to left": ("d.jsonl", each(chosen="\u202eשלום"), TRAINED),
+    "right to left": ("d.jsonl", each(chosen="\u202e\u05e9\u05dc"), TRAINED),
     "line separators": ("d.json", "\n".join(json.dumps(r | {"chosen": "a\u2028b"}, ensure_ascii=False)
                                             for r in GOOD).encode(), TRAINED),
     "zero characters": ("d.jsonl", each(chosen="\0"), TRAINED),

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+from _pytest.mark import ParameterSet
 from bad_config import EVALS, SWEEPS, VALUES, WORDS, YAML
 from bad_data import FILES, GOOD, lines
 from bad_models import FOLDERS
+from folder_tree import tree
 from models_on_disk import made
-from traces import tree
 
 from dil_cli.losses import registry
 
-# Composing a config takes a fifth of a second, so of several values for a key two are tried each time, all by make slow.
+
+def half(cases: Iterable[str]) -> list[ParameterSet]:
+    """Every second case is for `make slow`: composing a config takes a fifth of a second."""
+    return [pytest.param(case, marks=[pytest.mark.slow] if i % 2 else []) for i, case in enumerate(cases)]
+
+
 ONE_VALUE = [
-    pytest.param(key, value, id=f"{key}={value}", marks=[pytest.mark.slow] if number > 1 else [])
+    pytest.param(key, value, id=f"{key}={value}", marks=[pytest.mark.slow] if number else [])
     for key, values in VALUES.items()
     for number, value in enumerate(values.split(" "))
 ]
@@ -50,7 +57,7 @@ def test_value(key: str, value: str, refused, small_run):
     refused("train", *small_run, f"{key}={value}", says=key)
 
 
-@pytest.mark.parametrize("case", WORDS)
+@pytest.mark.parametrize("case", half(WORDS))
 def test_words(case: str, refused, small_run):
     words, says = WORDS[case]
     refused("train", *small_run, *words, says=says)
@@ -77,14 +84,14 @@ def test_eval(case: str, refused):
     refused("eval", *words, says=says)
 
 
-@pytest.mark.parametrize("case", FILES)
+@pytest.mark.parametrize("case", half(FILES))
 def test_data(case: str, refused, small_run, tmp_path: Path):
     name, content, says = FILES[case]
     (tmp_path / name).write_bytes(content)
     refused("train", *small_run, f"data.path={name}", says=says)
 
 
-@pytest.mark.parametrize("case", FOLDERS)
+@pytest.mark.parametrize("case", half(FOLDERS))
 def test_model(case: str, refused, small_run, tmp_path: Path, model_folder: Path):
     change, says = FOLDERS[case]
     made(model_folder, change, tmp_path / "m")
@@ -153,7 +160,7 @@ PROCESSES = {
 }
 
 
-@pytest.mark.parametrize("case", PROCESSES)
+@pytest.mark.parametrize("case", half(PROCESSES))
 def test_process(case: str, dil, small_run, tmp_path: Path, earlier: Path, model_folder: Path):
     """As a user types it: what libraries print on their own must not come on top."""
     change, _ = FOLDERS["a missing shard"]

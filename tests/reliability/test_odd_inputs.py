@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 from bad_data import LINES
+from folder_tree import tree
 from models_on_disk import made
 from odd_inputs import DATA, MODELS, WORDS
-from traces import tree
 
 
 def numbers(node: object) -> list[float]:

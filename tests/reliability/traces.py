@@ -1,8 +1,7 @@
-"""What a finished run leaves, and what is in a folder: to be compared with another time."""
+"""What a finished run leaves, to be compared with what another one left."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,11 +34,3 @@ def traces(run: Path) -> Traces:
 def run_in(output: Path) -> Path:
     (manifest,) = output.glob("*/manifest.json")
     return manifest.parent
-
-
-def tree(folder: Path) -> dict[str, str]:
-    """Every path below a folder with the digest of its content."""
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "no file"
-        for path in folder.rglob("*")
-    }
