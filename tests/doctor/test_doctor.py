@@ -137,7 +137,7 @@ def test_no_secret_is_told(dil_here, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     for option in ([], ["--json"]):
         # Also where a user typed one, and an error repeats it.
-        code, out, err = dil_here("doctor", *option)
+        _, out, err = dil_here("doctor", *option)
         typed = dil_here("doctor", *option, "data=local", f"data.path={KEY[::-1]}", f"name=x-{KEY}")
         assert typed[0] in {1, 2}
         err += "".join(typed[1:])
