@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 INSTALL = "pip install 'dil[eval]'"
-WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+WEIGHTS = "adapter_model.safetensors"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
@@ -38,11 +39,16 @@ def base_path(path: str) -> str:
     """The base of an adapter; of a whole model its own path.
 
     Raises:
-        DilError: when the adapter names none, or one that is not there.
+        DilError: when the adapter is not whole, names no base, or one that is not there.
     """
     adapter = adapter_config(path)
     if adapter is None:
         return path
+    if not (Path(path).expanduser() / WEIGHTS).is_file():  # or peft would take a pickle, or look on the hub
+        raise DilError(
+            f"the adapter has no {WEIGHTS}, and dil loads no pickle", path,
+            "save it again with a present peft: model.save_pretrained(folder)",
+        )  # fmt: skip
     base = str(adapter.get("base_model_name_or_path") or "")
     where = f"base_model_name_or_path in {path}/adapter_config.json"
     if not base:
@@ -72,11 +78,9 @@ def with_adapter(
     """The base with the adapter on it, and the adapter's own tokenizer (and chat template) where it brings one.
 
     Raises:
-        DilError: when the adapter is not whole, or does not fit.
+        DilError: when it does not fit, or peft is not installed.
     """
     folder = Path(path).expanduser()
-    if not any((folder / name).is_file() for name in WEIGHTS):  # or peft would look for them on the hub
-        raise DilError(f"the adapter has no weights: no {WEIGHTS[0]}", path, "save the adapter again")
     try:
         from peft import PeftModel
     except ImportError as error:
@@ -84,13 +88,15 @@ def with_adapter(
     from transformers import AutoTokenizer
 
     try:
-        model = PeftModel.from_pretrained(base, str(folder))
+        with warnings.catch_warnings():  # peft asks transformers by an old name
+            warnings.simplefilter("ignore", FutureWarning)
+            model = PeftModel.from_pretrained(base, str(folder))
     except Exception as error:  # whatever a damaged or foreign adapter makes peft raise
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise DilError(f"the adapter cannot be put on its base: {first}", path, "save it again") from error
     if has_tokenizer(folder):
         load: Any = AutoTokenizer.from_pretrained
-        tokenizer = load(str(folder))
+        tokenizer = load(str(folder), trust_remote_code=False)
     embedding: Any = base.get_input_embeddings()
     if len(tokenizer) > embedding.weight.shape[0]:
         raise DilError(

@@ -63,11 +63,6 @@ def ask_checkpoint(config: EvalConfig, target: Target, console: ConsoleSink) -> 
     with console.phase(f"loading {target.name}", None):
         lm, tokenizer, identity = load(config, target, read, adapter)
     template = _template(tokenizer, benchmark, target)
-    if target.run is not None:
-        read_as = reading_facts(tokenizer, data_config(config, target))
-        if benchmark.chat_template is False:  # nothing depends on it
-            del read_as["template_sha256"]
-        check_drift(config, target, read_as)
     identity |= {
         "format": FORMAT,
         "backend": benchmark.backend.value,
@@ -97,6 +92,7 @@ def _through_transformers(
     tokenizer = policy.tokenizer
     if adapter is not None:
         model, tokenizer = with_adapter(policy.model, tokenizer, target.path)
+    _check_reading(config, target, tokenizer)
     model.to(device)
     identity = {
         "weights_sha256": weights_fingerprint(model),
@@ -123,8 +119,14 @@ def _through_vllm(
             "pip install vllm (a GPU is needed), or benchmark.backend=hf",
         )  # fmt: skip
     from lm_eval.api.registry import get_model
+    from transformers import AutoTokenizer
 
     arguments = vllm_arguments(config, target, read, adapter)
+    if target.run is not None:
+        load: Any = AutoTokenizer.from_pretrained
+        _check_reading(
+            config, target, load(arguments.get("tokenizer", arguments["pretrained"]), trust_remote_code=False)
+        )
     lm = get_model("vllm")(**arguments)
     identity = {
         "weights_sha256": _files_sha256(_folder(str(arguments["pretrained"]), read.revision)),
@@ -152,6 +154,7 @@ def vllm_arguments(
     base = resolve_source(read)
     arguments: dict[str, Any] = {
         "pretrained": base,
+        "load_format": "safetensors",  # never a pickle
         "dtype": "float32" if config.precision is Precision.fp32 else "bfloat16",
         "revision": read.revision,
         "trust_remote_code": read.trust_remote_code,
@@ -164,6 +167,16 @@ def vllm_arguments(
         arguments |= {"lora_local_path": target.path, "max_lora_rank": int(adapter.get("r", 16))}
         arguments |= {"tokenizer": target.path} if has_tokenizer(Path(target.path)) else {}
     return arguments
+
+
+def _check_reading(config: EvalConfig, target: Target, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Of a run's checkpoint, before lm-eval gives the tokenizer a token to pad with."""
+    if target.run is None:
+        return
+    facts = reading_facts(tokenizer, data_config(config, target))
+    if config.benchmark.chat_template is False:  # nothing depends on it
+        del facts["template_sha256"]
+    check_drift(config, target, facts)
 
 
 def _template(tokenizer: PreTrainedTokenizerBase, benchmark: HarnessConfig, target: Target) -> str | None:

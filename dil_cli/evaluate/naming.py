@@ -50,12 +50,12 @@ def target_name(target: Target) -> str:
 
 
 def short(text: str) -> str:
-    """A model, folder or value as a part of a file name: a hub id as it is; of a folder its last part and a hash."""
+    """A model, folder or value as a part of a file name: a hub id `org--name`; of a folder its last part and a hash."""
     folder = text.startswith(("/", ".", "~")) or text.count("/") > 1
-    name = text.rstrip("/").rpartition("/")[2] if folder else text.replace("/", "-").replace(":", "-")
+    name = text.rstrip("/").rpartition("/")[2] if folder else text.replace("/", "--").replace(":", "-")
     clean = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:80]
     whole = str(Path(text).expanduser().resolve()) if folder else text
-    return clean if clean == name and not folder else f"{clean or 'x'}-{_digest(whole)}"
+    return clean if clean and clean == name and not folder else f"{clean or 'x'}-{_digest(whole)}"
 
 
 def _data(config: EvalConfig, target: Target) -> list[str]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from dil_cli.artifacts.run_folder import RunFolder
 from dil_cli.config.identity import from_plain
@@ -78,8 +80,7 @@ def find_targets(config: EvalConfig, checkpoint: str, key: str = "checkpoint") -
 def model_config(config: EvalConfig, target: Target) -> ModelConfig:
     """How the checkpoint is read: as its run read the model, or else as `model.*` says."""
     if target.run is not None:
-        recorded = target.run.config["model"] | {"path": target.path, "revision": None}
-        return from_plain(ModelConfig, recorded)
+        return recorded_model(config, target.run, {"path": target.path, "revision": None})
     read = config.model
     return ModelConfig(
         path=target.path, revision=read.revision, dtype=read.dtype, attention=read.attention,
@@ -88,12 +89,18 @@ def model_config(config: EvalConfig, target: Target) -> ModelConfig:
     )  # fmt: skip
 
 
+def recorded_model(config: EvalConfig, run: Run, changed: Mapping[str, Any]) -> ModelConfig:
+    """How a run read its model; but anyone may have written its manifest, so trust counts on the command line only."""
+    trust = {"trust_remote_code": config.model.trust_remote_code}
+    return from_plain(ModelConfig, {**run.config["model"], **changed, **trust})
+
+
 def start_config(config: EvalConfig, target: Target) -> ModelConfig | None:
     """The model that changes are relative to: the one named, the run's own, an adapter's base; else None."""
     if config.reference is not None:
         return replace(model_config(config, target), path=config.reference)
     if target.run is not None:
-        return from_plain(ModelConfig, target.run.config["model"])
+        return recorded_model(config, target.run, {})
     if adapter_config(target.path) is not None:
         return replace(model_config(config, target), path=base_path(target.path))
     return None
@@ -122,6 +129,11 @@ def _of_run(run: Run, where: str) -> Target:
             f"{where.partition('=')[0]}={run.folder}/checkpoints/step-..., or finish it with the command that began it",
         )  # fmt: skip
     path = run.folder / str((run.result or {}).get("checkpoint"))
+    if not path.resolve().is_relative_to(run.folder.resolve()):  # its results would be written there
+        raise DilError(
+            f"the checkpoint that {run.folder.name} names lies outside of it", str(run.folder / "result.json"),
+            f"checkpoint={run.folder}/checkpoints/step-...",
+        )  # fmt: skip
     if not (path / "config.json").is_file():
         raise DilError(f"the checkpoint of {run.folder.name} is gone", str(path), "train it again")
     return Target(run.folder.name, str(path), path, run)

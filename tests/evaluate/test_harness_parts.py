@@ -19,7 +19,7 @@ from dil_cli.errors import DilError
 from dil_cli.evaluate.backend import vllm_arguments
 from dil_cli.evaluate.data_root import content_sha256
 from dil_cli.evaluate.remember import Answers, Remembering, request_key
-from dil_cli.evaluate.scores import _scores, trained_on_questions
+from dil_cli.evaluate.scores import _cell, _scores, trained_on_questions
 from dil_cli.evaluate.target import Target, model_config
 from dil_cli.tracking.console import make_console
 
@@ -116,6 +116,14 @@ def test_a_row_of_lm_evals_as_scores():
 
 
 @pytest.mark.parametrize(
+    ("stderr", "shown"), [({"acc": 0.125}, "50.00 +- 12.50"), ({"acc": 0.0}, "50.00 +- -"), ({}, "50.00 +- -")]
+)
+def test_no_error_is_shown_where_none_is_known(stderr, shown):
+    """Of one question lm-eval has none, and 0 where all questions have the same score."""
+    assert _cell({"metrics": {"acc": 0.5}, "stderr": stderr}) == shown
+
+
+@pytest.mark.parametrize(
     ("source", "path", "data", "warned"),
     [
         ("bundled", "gsm8k_pairs", "openai/gsm8k", True), ("bundled", "gsm8k_pairs", "SaylorTwift/bbh", False),
@@ -161,7 +169,7 @@ def test_vllm_is_made_with_arguments_that_lm_eval_takes(model_folder: Path, tmp_
     taken = {argument.arg for argument in made.args.args}
     arguments = vllm(model_folder, tmp_path, {"r": 64}, tensor_parallel=4, max_length=2048, batch_size="auto")
     # What lm-eval does not know it hands to vllm.LLM.
-    assert set(arguments) - taken == {"gpu_memory_utilization"}
+    assert set(arguments) - taken == {"gpu_memory_utilization", "load_format"}
     assert arguments["tensor_parallel_size"] == 4
     assert arguments["max_model_len"] == 2048
     assert arguments["dtype"] == "bfloat16"
