@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shlex
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -22,8 +23,14 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "packages": {name: _version(name) for name in PACKAGES},
-        "command": ["dil", *sys.argv[1:]],
+        "command": command(),
     }
+
+
+def command() -> str | None:
+    """The command, to be pasted into a shell; None in a process that was started otherwise, as a launcher's worker."""
+    program, *words = sys.argv  # `dil train` and what follows, once the config is composed
+    return f"{program} {shlex.join(words)}".rstrip() if program.startswith("dil ") else None
 
 
 def git_revision() -> str | None:

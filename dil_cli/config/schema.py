@@ -440,7 +440,9 @@ class EvalConfig:
         pairs_only = ("dtype", "attention", "max_length", "max_prompt_length", "token_budget")
         given = {f"model.{key}": getattr(self.model, key) for key in pairs_only}
         given = {key: value for key, value in given.items() if value != getattr(plain, key.removeprefix("model."))}
-        given |= {key: getattr(self, key) for key in ("against", "reference", "accept") if getattr(self, key)}
+        given |= {key: getattr(self, key) for key in ("against", "reference") if getattr(self, key)}
+        read = [name for name in self.accept if name not in ("template", "tokenizer")]
+        given |= {"accept": f"[{','.join(read)}]"} if read else {}
         given |= {} if self.seed == EvalConfig.seed else {"seed": self.seed}
         given |= {} if self.data is None else {"data": self.data.path}
         for key, value in given.items():

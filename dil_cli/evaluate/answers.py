@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -12,30 +11,32 @@ import numpy as np
 from dil_cli.config.judging import Opponent, WinrateConfig
 from dil_cli.config.schema import DataConfig, EvalConfig, ModelConfig
 from dil_cli.data.join import join_splits
-from dil_cli.data.load import load_pairs
-from dil_cli.data.template import effective_template
-from dil_cli.data.token_cache import tokenizer_fingerprint
+from dil_cli.data.load import fingerprint, load_pairs
 from dil_cli.data.tokenise import tokenise_pairs
 from dil_cli.dynamics.probe import choose_probe
+from dil_cli.evaluate.adapter import load_checkpoint
+from dil_cli.evaluate.drift import blamed_on_drift, reading_facts
 from dil_cli.evaluate.generate import Response, Writer
 from dil_cli.evaluate.store import open_lines
 from dil_cli.evaluate.target import Target
-from dil_cli.models.load import Policy, load_policy, weights_fingerprint
+from dil_cli.models.load import weights_fingerprint
 from dil_cli.train.ready import pick_device
 from dil_cli.types import PreferencePair
 
 if TYPE_CHECKING:
     from dil_cli.tracking.console import ConsoleSink
 
-Check = Callable[[dict[str, Any], Sequence[PreferencePair]], None]
-
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """A checkpoint's responses by the row of their pair, what they depend on, and its tokenizer to count with."""
+    """A checkpoint's responses by the row of their pair, what they depend on, and its tokenizer to count with.
+
+    `pairs_sha256` is of the text of the pairs.
+    """
 
     name: str
     pairs: Sequence[PreferencePair]
+    pairs_sha256: str
     responses: dict[int, Response]
     facts: dict[str, Any]
     tokenizer: Any
@@ -49,7 +50,8 @@ def answer(
     seed: int,
     console: ConsoleSink,
     pairs: Sequence[PreferencePair] | None = None,
-    before: Check = lambda facts, pairs: None,
+    check: Callable[[dict[str, Any]], None] = lambda facts: None,
+    before: Callable[[Sequence[PreferencePair]], None] = lambda pairs: None,
 ) -> Answers:
     """A checkpoint's responses, from the file beside it where they are there already.
 
@@ -61,26 +63,31 @@ def answer(
         seed: of the held-out pairs.
         console: hears of progress.
         pairs: whose prompts; None for those that `config` chooses of `data`.
-        before: called with the facts and the pairs where something must be generated, before it is.
+        check: hears of the facts before anything is tokenised.
+        before: hears of the pairs before their responses are generated, if any must be.
 
     Raises:
         DilError: when model or data cannot be read.
     """
     with console.phase(f"loading {target.name}", None):
-        policy = load_policy(model)
-    facts = model_facts(policy, target.path, data)
+        policy = load_checkpoint(model)
+    facts: dict[str, Any] = {"path": target.path, **reading_facts(policy.tokenizer, data), "data": data.path}
     if pairs is None:
         pairs, facts["data_sha256"] = heldout_prompts(config, data, seed, policy.tokenizer)
     weights = weights_fingerprint(policy.model)
     writer = Writer(config, policy, weights, pick_device(config.device))
     facts |= {"weights_sha256": weights, "compute": writer.facts["compute"]}
+    check(facts)
     demonstrations = [replace(pair, rejected=None) for pair in pairs]
-    tokens = tokenise_pairs(demonstrations, policy.tokenizer, replace(data, score_prompt=False)).pairs
+    with blamed_on_drift(config, target, facts):
+        tokens = tokenise_pairs(demonstrations, policy.tokenizer, replace(data, score_prompt=False)).pairs
     prompts = {pair.row: pair.prompt for pair in tokens}
+    pairs = [pair for pair in pairs if pair.row in prompts]
     with open_lines(target.folder / "eval" / "winrate" / "generations.jsonl") as store:
-        before(facts, pairs if writer.missing(prompts, store) else ())
+        if writer.missing(prompts, store):
+            before(pairs)
         responses = writer.respond(prompts, store, console)
-    return Answers(target.name, [pair for pair in pairs if pair.row in prompts], responses, facts, policy.tokenizer)
+    return Answers(target.name, pairs, fingerprint([], pairs, frozenset()), responses, facts, policy.tokenizer)
 
 
 def heldout_prompts(
@@ -97,17 +104,6 @@ def heldout_prompts(
     first = list({pair.prompt: pair for pair in reversed(splits.heldout)}.values())[::-1]
     most = benchmark.prompts or len(first)
     return [first[i] for i in choose_probe(len(first), most)], splits.fingerprint
-
-
-def model_facts(policy: Policy, path: str, data: DataConfig) -> dict[str, Any]:
-    """What a checkpoint's responses depend on but its weights."""
-    template = effective_template(policy.tokenizer, data)
-    return {
-        "path": path,
-        "tokenizer_sha256": tokenizer_fingerprint(policy.tokenizer),
-        "template_sha256": None if template is None else hashlib.sha256(template.encode()).hexdigest(),
-        "data": data.path,
-    }
 
 
 def token_counts(tokenizer: Any, texts: Sequence[str]) -> np.ndarray:

@@ -17,19 +17,19 @@ from dil_cli.config.schema import Device, EvalConfig, ModelConfig, Precision, We
 from dil_cli.data.template import checked_template
 from dil_cli.data.token_cache import tokenizer_fingerprint
 from dil_cli.errors import DilError
-from dil_cli.evaluate.target import Target, adapter_config, model_config
-from dil_cli.evaluate.tasks import INSTALL
+from dil_cli.evaluate.adapter import adapter_config, base_path, has_tokenizer, with_adapter
+from dil_cli.evaluate.drift import check_drift, reading_facts
+from dil_cli.evaluate.target import Target, data_config, model_config
 from dil_cli.models.load import load_policy, resolve_source, weights_fingerprint
 from dil_cli.tracking.console import ConsoleSink
 from dil_cli.train.ready import is_local, pick_device, use_bf16
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 FORMAT = 1
 """Raise when the way of asking changes: older answers are then no longer found."""
 WEIGHTS = ("*.safetensors", "*.bin", "*.json")
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,13 +55,7 @@ def ask_checkpoint(config: EvalConfig, target: Target, console: ConsoleSink) -> 
     benchmark: HarnessConfig = config.benchmark
     adapter = adapter_config(target.path)
     read = model_config(config, target)
-    if adapter is not None:
-        read = replace(read, path=_base(target, adapter))
-        if not (Path(target.path) / "adapter_model.safetensors").is_file():
-            raise DilError(
-                "the adapter has no adapter_model.safetensors, and dil loads no pickle", target.path,
-                "save it again with a present peft: model.save_pretrained(folder)",
-            )  # fmt: skip
+    read = replace(read, path=base_path(read.path))
     if is_local(read.path) and benchmark.root is not None:
         hub.work_offline()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -97,7 +91,8 @@ def _through_transformers(
     model: Any = policy.model
     tokenizer = policy.tokenizer
     if adapter is not None:
-        model, tokenizer = _with_adapter(policy.model, tokenizer, target)
+        model, tokenizer = with_adapter(policy.model, tokenizer, target.path)
+    _check_reading(config, target, tokenizer)
     model.to(device)
     identity = {
         "weights_sha256": weights_fingerprint(model),
@@ -124,8 +119,14 @@ def _through_vllm(
             "pip install vllm (a GPU is needed), or benchmark.backend=hf",
         )  # fmt: skip
     from lm_eval.api.registry import get_model
+    from transformers import AutoTokenizer
 
     arguments = vllm_arguments(config, target, read, adapter)
+    if target.run is not None:
+        load: Any = AutoTokenizer.from_pretrained
+        _check_reading(
+            config, target, load(arguments.get("tokenizer", arguments["pretrained"]), trust_remote_code=False)
+        )
     lm = get_model("vllm")(**arguments)
     identity = {
         "weights_sha256": _files_sha256(_folder(str(arguments["pretrained"]), read.revision)),
@@ -164,46 +165,18 @@ def vllm_arguments(
     }
     if adapter is not None:
         arguments |= {"lora_local_path": target.path, "max_lora_rank": int(adapter.get("r", 16))}
-        arguments |= {"tokenizer": target.path} if _has_tokenizer(Path(target.path)) else {}
+        arguments |= {"tokenizer": target.path} if has_tokenizer(Path(target.path)) else {}
     return arguments
 
 
-def _base(target: Target, adapter: dict[str, Any]) -> str:
-    base = str(adapter.get("base_model_name_or_path") or "")
-    where = f"base_model_name_or_path in {target.path}/adapter_config.json"
-    if not base:
-        raise DilError("the adapter does not say which model it belongs to", where, "write the base's folder there")
-    local = base.startswith(("/", ".", "~")) or base.count("/") > 1
-    if local and not (Path(base).expanduser() / "config.json").is_file():
-        raise DilError(f"the adapter's base {base} is not there", where, "bring it back, or write its folder there")
-    return base
-
-
-def _with_adapter(
-    base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, target: Target
-) -> tuple[Any, PreTrainedTokenizerBase]:
-    """The base with the adapter on it, and the adapter's own tokenizer (and chat template) where it brings one."""
-    try:
-        from peft import PeftModel
-    except ImportError as error:
-        raise DilError("an adapter needs peft, which is not installed", target.path, INSTALL) from error
-    from transformers import AutoTokenizer
-
-    try:
-        model = PeftModel.from_pretrained(base, target.path)
-    except Exception as error:  # whatever a damaged or foreign adapter makes peft raise
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise DilError(f"the adapter cannot be put on its base: {first}", target.path, "save it again") from error
-    if _has_tokenizer(Path(target.path)):
-        load: Any = AutoTokenizer.from_pretrained
-        tokenizer = load(target.path, trust_remote_code=False)
-    embedding: Any = base.get_input_embeddings()
-    if len(tokenizer) > embedding.weight.shape[0]:
-        raise DilError(
-            f"the adapter's tokenizer has {len(tokenizer)} tokens, its base {embedding.weight.shape[0]} rows for them",
-            target.path, "merge the adapter into its base where it was trained, and name the merged model",
-        )  # fmt: skip
-    return model, tokenizer
+def _check_reading(config: EvalConfig, target: Target, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Of a run's checkpoint, before lm-eval gives the tokenizer a token to pad with."""
+    if target.run is None:
+        return
+    facts = reading_facts(tokenizer, data_config(config, target))
+    if config.benchmark.chat_template is False:  # nothing depends on it
+        del facts["template_sha256"]
+    check_drift(config, target, facts)
 
 
 def _template(tokenizer: PreTrainedTokenizerBase, benchmark: HarnessConfig, target: Target) -> str | None:
@@ -216,10 +189,6 @@ def _template(tokenizer: PreTrainedTokenizerBase, benchmark: HarnessConfig, targ
             "benchmark.chat_template=null, or save the tokenizer with its template",
         )  # fmt: skip
     return template
-
-
-def _has_tokenizer(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in TOKENIZER_FILES)
 
 
 def _config_of(config: Any) -> dict[str, Any]:

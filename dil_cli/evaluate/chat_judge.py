@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dil_cli.config.judging import OpenAIJudge
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from dil_cli.tracking.console import ConsoleSink
 
 ORDERS = ("policy first", "opponent first")
+SHOWN = 160
+"""Characters of an unreadable reply that are told."""
 
 
 class ChatJudge:
@@ -46,6 +48,7 @@ class ChatJudge:
         Raises:
             DilError: when the server stays away or refuses.
         """
+        asked = [key for match in matches for key, _ in self._questions(match)]
         questions: dict[str, str] = {}
         about: dict[str, dict[str, Any]] = {}
         for match in matches:
@@ -54,7 +57,7 @@ class ChatJudge:
                     questions[key], about[key] = text, {"row": match.row, "order": order}
         if questions:
             with console.phase("judging", len(questions)) as phase:
-                for key, reply in self.endpoint.ask_all(questions, kept=lambda: len(store)):
+                for key, reply in self.endpoint.ask_all(questions, kept=lambda: sum(key in store for key in asked)):
                     verdict = read_verdict(reply.text)
                     said = {"verdict": verdict, "finish": reply.finish, "reply": reply.text}
                     store.add(key, {**about[key], "judge": self.config.model, **said})
@@ -81,6 +84,13 @@ class ChatJudge:
         cut = sum(store[key]["finish"] == "length" for key, _ in self._questions(match))
         first_won = tuple(verdict == "A" for verdict in verdicts if verdict in {"A", "B"})
         if None in verdicts:
-            return Outcome(None, first_won, cut)
+            key, _ = self._questions(match)[verdicts.index(None)]
+            return Outcome(None, first_won, cut, _shown(store[key]))
         wins = {"A": (1.0, 0.0), "tie": (0.5, 0.5), "B": (0.0, 1.0)}
         return Outcome(sum(wins[str(verdict)][order] for order, verdict in enumerate(verdicts)) / 2, first_won, cut)
+
+
+def _shown(line: Mapping[str, Any]) -> str:
+    """A reply that could not be read, in a line of its beginning; why it ended where it is empty."""
+    text = " ".join(str(line["reply"]).split()) or str(line["finish"])
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]} ..."

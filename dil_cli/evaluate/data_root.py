@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,13 +61,37 @@ def data_sets(root: str | None, cache: Path, used: dict[str, str | None]) -> Ite
         place = cache / str(used[path])[:32]
         mark_used(place)
         kwargs["cache_dir"] = str(place)
-        return original(str(folder), name, **kwargs)
+        try:
+            return original(str(folder), name, **kwargs)
+        except (FileNotFoundError, ValueError) as error:  # `datasets` derives its own from these
+            raise _not_whole(root, path, error) or error from error
 
     datasets.load_dataset = load
     try:
         yield
     finally:
         datasets.load_dataset = original
+
+
+def _not_whole(root: str, hub_id: str, error: Exception) -> DilError | None:
+    """The error for a data set that is there in part; None where something else is wrong with it.
+
+    `datasets` lists two hundred endings in place of the file that it missed, and calls an empty one an instruction.
+    """
+    folder = Path(root).expanduser() / hub_id
+    empty = sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size == 0)
+    if named := re.search(r"Unable to find '([^']+)'", str(error)):
+        what = f"it lacks {named.group(1).partition(f'/{hub_id}/')[2] or named.group(1)}"
+    elif empty:
+        what = f"{empty[0].relative_to(folder)} is empty"
+    elif split := re.search(r'Instruction "(\w+)" corresponds to no data', str(error)):
+        what = f"its split {split.group(1)} has no questions"
+    elif isinstance(error, FileNotFoundError):
+        what = "it holds no data files"
+    else:
+        return None
+    whole = missing_data(root, [hub_id])
+    return DilError(f"the data set {hub_id} is not whole: {what}", f"benchmark.root={root}", whole.fix)
 
 
 def content_sha256(folder: Path) -> str:

@@ -47,6 +47,7 @@ class Harness:
             began = time.monotonic()
             results, lm = self._ask(target, asked, loaded, path)
             record = make_record(benchmark, target, asked, loaded, results)
+            record["accepted"] = list(self.config.accept)
             record["answers"] = {"known": lm.known, "computed": lm.computed, "cache": str(path)}
             record["prompts"] = {"number": lm.prompts, "cut": lm.cut}
             record["seconds"] = round(time.monotonic() - began, 1)

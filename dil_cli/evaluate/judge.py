@@ -21,7 +21,6 @@ Verdict = Literal["A", "B", "tie"]
 PROMPTS = Path(__file__).resolve().parent / "prompts"
 PLACES = ("{prompt}", "{a}", "{b}")
 SUMMARY_ENDS = "TL;DR:"
-VERDICT = re.compile(r"(?:final )?verdict[*_]*\s*:[*_\s]*(?:summary |reply )?(a|b|tie)", re.IGNORECASE)
 SPEAKERS = {"system": "System", "user": "User", "assistant": "Assistant"}
 
 
@@ -45,12 +44,13 @@ class Outcome:
     """A match's result for the checkpoint, 0 to 1, None where a verdict could not be read.
 
     `first_won` has, for each verdict that names a winner, whether that was the response shown first; `cut` counts
-    replies that `judge.max_tokens` ended.
+    replies that `judge.max_tokens` ended; `unread` is the beginning of a reply without a verdict, or why there is none.
     """
 
     value: float | None
     first_won: tuple[bool, ...] = ()
     cut: int = 0
+    unread: str = ""
 
 
 class Judge(Protocol):

@@ -5,8 +5,7 @@ P pairs.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,7 @@ import numpy as np
 
 from dil_cli.config.schema import DataConfig, EvalConfig, ModelConfig
 from dil_cli.data.join import join_splits
-from dil_cli.data.load import load_pairs
-from dil_cli.data.template import effective_template
-from dil_cli.data.token_cache import tokenizer_fingerprint
+from dil_cli.data.load import fingerprint, load_pairs
 from dil_cli.data.tokenise import tokenise_pairs
 from dil_cli.dynamics.measure import score_pairs, with_reference
 from dil_cli.dynamics.probe import choose_probe, write_probe
@@ -32,12 +29,17 @@ from dil_cli.dynamics.statistics import (
     wins,
 )
 from dil_cli.errors import DilError
+from dil_cli.evaluate.adapter import adapter_config, base_path, load_checkpoint
+from dil_cli.evaluate.drift import blamed_on_drift, check_drift, check_start, reading_facts
+from dil_cli.evaluate.naming import likelihood_name
 from dil_cli.evaluate.target import Target, data_config, model_config, start_config
 from dil_cli.losses import LOSSES
 from dil_cli.models.load import weights_fingerprint
+from dil_cli.models.reference_cache import ReferenceCache, identify
 from dil_cli.report.intervals import Interval, bootstrap, sign_flip_p
 from dil_cli.tracking.console import ConsoleSink
-from dil_cli.train.ready import ready_policy, stay_offline_if_local
+from dil_cli.train.ready import Ready, ready_policy, stay_offline_if_local
+from dil_cli.train.reference import complete, look_up, precision
 from dil_cli.types import PairLogps, TokenisedPair
 
 HEADLINE = (
@@ -47,12 +49,16 @@ HEADLINE = (
 """Metrics that tables show; the others of `pair_statistics` are in the record under `more`."""
 
 
+Check = Callable[[Mapping[str, Any]], None]
+
+
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """A checkpoint's log-probs of the held-out pairs, and what they depend on."""
+    """A checkpoint's log-probs of the held-out pairs, and what they depend on; `pairs_sha256` is of the pairs' text."""
 
     name: str
     pairs: Sequence[TokenisedPair]
+    pairs_sha256: str
     logps: PairLogps
     facts: dict[str, Any]
 
@@ -65,7 +71,7 @@ class Likelihood:
         self._known: dict[str, Scored] = {}
 
     def evaluate(self, target: Target, against: Target | None = None) -> dict[str, Any]:
-        """The record of one checkpoint; its pairs go to `eval/likelihood/` beside it.
+        """The record of one checkpoint; its pairs go to the folder of the record's name beside it.
 
         Args:
             target: the checkpoint.
@@ -77,8 +83,7 @@ class Likelihood:
         config = self.config
         model, data = model_config(config, target), data_config(config, target)
         start = self._start(target, data)
-        scored = _score(config, target, model, data, self.console)
-        check_drift(config, target, scored.facts)
+        scored = self._score(target, model, data, lambda facts: check_drift(config, target, facts))
         logps = scored.logps
         if start is not None:
             _same_pairs(scored, start)
@@ -90,10 +95,11 @@ class Likelihood:
         headline = {name: values[name] for name in HEADLINE if name in values}
         ends = {name: _ends(_interval(name, samples)) for name in headline}
         record = {
-            "benchmark": "likelihood",
-            "checkpoint": {"name": target.name, **scored.facts},
-            "reference": None if start is None else {"name": start.name, **start.facts},
+            "benchmark": likelihood_name(config, target, against),
+            "checkpoint": {"name": target.name, "loss": target.loss, **scored.facts},
+            "reference": None if start is None else {"name": start.name, **_of_model(start.facts)},
             "pairs": len(scored.pairs),
+            "pairs_sha256": scored.pairs_sha256,
             "reduction": target.reduction,
             "metrics": headline,
             "intervals": {name: interval for name, interval in ends.items() if interval is not None},
@@ -105,8 +111,13 @@ class Likelihood:
             theirs = model_config(config, against) if against.run is not None else replace(model, path=against.path)
             other = self._score_once(replace(target, name=against.name, path=against.path), theirs, data)
             _same_pairs(scored, other)
-            record["against"] = {"name": against.name, **other.facts, "gaps": compare(scored.logps, other.logps)}
-        write_probe(target.folder / "eval" / "likelihood", 0, [pair.row for pair in scored.pairs], logps, None)
+            record["against"] = {
+                "name": against.name,
+                **_of_model(other.facts),
+                "gaps": compare(scored.logps, other.logps),
+            }
+        folder, rows = target.folder / "eval" / str(record["benchmark"]), [pair.row for pair in scored.pairs]
+        write_probe(folder, target.step, rows, logps, None if start is None else start.logps)
         return record
 
     def _start(self, target: Target, data: DataConfig) -> Scored | None:
@@ -115,15 +126,90 @@ class Likelihood:
         model = start_config(config, target)
         if model is None:
             return None
-        scored = self._score_once(replace(target, name=model.path, path=model.path), model, data)
-        check_start(config, target, model.path, scored.facts["weights_sha256"])
-        return scored
+        start = replace(target, name=model.path, path=model.path)
 
-    def _score_once(self, target: Target, model: ModelConfig, data: DataConfig) -> Scored:
-        key = repr((model, data, pairs_seed(self.config, target)))
+        def check(facts: Mapping[str, Any]) -> None:
+            check_start(config, target, model.path, facts["weights_sha256"])
+
+        return self._score_once(start, model, data, check, kept=True)
+
+    def _score_once(
+        self,
+        target: Target,
+        model: ModelConfig,
+        data: DataConfig,
+        check: Check = lambda facts: None,
+        kept: bool = False,
+    ) -> Scored:
+        # What does not change a log-prob must not keep the runs of a sweep apart.
+        read = replace(model, lr=1.0, batch_size=1, token_budget=1)
+        seed = None if data.join_to is None else pairs_seed(self.config, target)
+        key = repr((read, replace(data, limit=None, label_noise=0.0), seed, _needs_rejected(target)))
         if key not in self._known:
-            self._known[key] = _score(self.config, target, model, data, self.console)
+            self._known[key] = self._score(target, model, data, check, kept)
+        check(self._known[key].facts)
         return self._known[key]
+
+    def _score(self, target: Target, model: ModelConfig, data: DataConfig, check: Check, kept: bool = False) -> Scored:
+        """The held-out pairs under a model.
+
+        Args:
+            target: whose run decides which pairs they are.
+            model: what is loaded.
+            data: the pairs.
+            check: hears of the facts before anything is tokenised.
+            kept: whether the log-probs come from the reference cache, as far as it has them, and go there.
+        """
+        config, console = self.config, self.console
+        stay_offline_if_local(base_path(model.path), data)
+        seed = pairs_seed(config, target)
+        splits = load_pairs(data, seed, _needs_rejected(target))
+        budget = model.token_budget
+        ready = ready_policy(model, data, config.device, config.precision, budget, console, load_checkpoint)
+        tokenizer = ready.policy.tokenizer
+        if data.join_to is not None:
+            splits = join_splits(splits, tokenizer, data, seed)
+        facts = {
+            "path": target.path,
+            "weights_sha256": weights_fingerprint(ready.policy.model),
+            **reading_facts(tokenizer, data),
+            "data": data.path,
+            "data_sha256": splits.fingerprint,
+            "rows": ready.path,
+            "compute": "bf16" if ready.compute.bf16 else "fp32",
+        }
+        check(facts)
+        with blamed_on_drift(config, target, facts):
+            tokens = tokenise_pairs(splits.heldout, tokenizer, data, cache=Path(config.output) / "cache" / "tokens")
+        most = config.benchmark.pairs or len(tokens.pairs)
+        pairs = [tokens.pairs[i] for i in choose_probe(len(tokens.pairs), most)]
+        rows = {pair.row for pair in pairs}
+        text = fingerprint([], [pair for pair in splits.heldout if pair.row in rows], frozenset())
+        logps = self._logps(target.name, model, ready, pairs, facts["weights_sha256"] if kept else None)
+        return Scored(target.name, pairs, text, logps, facts)
+
+    def _logps(
+        self, name: str, model: ModelConfig, ready: Ready, pairs: Sequence[TokenisedPair], weights_sha256: str | None
+    ) -> PairLogps:
+        """Through the cache that training runs share where the weights' hash is given."""
+        policy, console = ready.policy.model, self.console
+        if weights_sha256 is None or adapter_config(model.path) is not None:  # which `dil cache verify` cannot load
+            with console.phase(f"scoring {name}", len(pairs)) as phase:
+                return score_pairs(policy, pairs, ready.compute, phase.advance)
+        reference = identify(policy, weights_sha256, precision(ready.compute, policy))
+        folder = Path(self.config.output) / "cache" / "reference"
+        cache = ReferenceCache(folder, reference, model, policy.num_parameters())
+        found = look_up(pairs, cache)
+        if found.missing:
+            with console.phase(f"scoring {name}", len(found.missing)) as phase:
+                logps = complete(found, policy, ready.compute, cache, phase.advance)
+        else:
+            logps = complete(found, policy, ready.compute, cache)
+        if found.hits:
+            console.note(f"{name}: {found.describe()}")
+        for notice in cache.notices:
+            console.note(notice)
+        return logps
 
 
 def pairs_seed(config: EvalConfig, target: Target) -> int:
@@ -137,57 +223,9 @@ def _needs_rejected(target: Target) -> bool:
     return target.run is not None and (loss is None or bool(loss.needs_rejected))
 
 
-def _score(config: EvalConfig, target: Target, model: ModelConfig, data: DataConfig, console: ConsoleSink) -> Scored:
-    stay_offline_if_local(model.path, data)
-    seed = pairs_seed(config, target)
-    splits = load_pairs(data, seed, _needs_rejected(target))
-    ready = ready_policy(model, data, config.device, config.precision, model.token_budget, console)
-    tokenizer = ready.policy.tokenizer
-    if data.join_to is not None:
-        splits = join_splits(splits, tokenizer, data, seed)
-    tokens = tokenise_pairs(splits.heldout, tokenizer, data, cache=Path(config.output) / "cache" / "tokens")
-    most = config.benchmark.pairs or len(tokens.pairs)
-    pairs = [tokens.pairs[i] for i in choose_probe(len(tokens.pairs), most)]
-    template = effective_template(tokenizer, data)
-    with console.phase(f"scoring {target.name}", len(pairs)) as phase:
-        logps = score_pairs(ready.policy.model, pairs, ready.compute, phase.advance)
-    facts = {
-        "path": target.path,
-        "weights_sha256": weights_fingerprint(ready.policy.model),
-        "tokenizer_sha256": tokenizer_fingerprint(tokenizer),
-        "template_sha256": None if template is None else hashlib.sha256(template.encode()).hexdigest(),
-        "data": data.path,
-        "data_sha256": splits.fingerprint,
-        "rows": ready.path,
-        "compute": "bf16" if ready.compute.bf16 else "fp32",
-    }
-    return Scored(target.name, pairs, logps, facts)
-
-
-def check_drift(config: EvalConfig, target: Target, facts: Mapping[str, Any]) -> None:
-    """What the numbers depend on must be what the run had, unless the user accepts another."""
-    if target.run is None:
-        return
-    what = {"tokenizer": "tokenizer_sha256", "template": "template_sha256"}
-    what |= {} if config.data is not None else {"data": "data_sha256"}
-    for name, key in what.items():
-        if name not in config.accept and facts[key] != target.run.manifest.get(key):
-            raise DilError(
-                f"the {name} of {target.name} is not what its run had", f"{key} in {target.run.folder}/manifest.json",
-                f"bring it back, or go on all the same: accept=[{name}]",
-            )  # fmt: skip
-
-
-def check_start(config: EvalConfig, target: Target, path: str, weights_sha256: str) -> None:
-    """The model that a run started from must be what it was, unless the user names or accepts another."""
-    run = target.run
-    if run is None or config.reference is not None or "reference" in config.accept:
-        return
-    if run.manifest.get("model", {}).get("weights_sha256") != weights_sha256:
-        raise DilError(
-            f"{path} is not the model any more that the run {run.folder.name} started from", f"model.path={path}",
-            "bring it back, or go on all the same: accept=[reference]",
-        )  # fmt: skip
+def _of_model(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts less those of the data, which are the checkpoint's."""
+    return {name: value for name, value in facts.items() if name not in {"data", "data_sha256"}}
 
 
 def _same_pairs(a: Scored, b: Scored) -> None:

@@ -64,5 +64,5 @@ class ScoreJudge:
             return Outcome(0.5)
         ours, theirs = (store[self._key(match, text)]["score"] for text in (match.policy, match.opponent))
         if ours is None or theirs is None:
-            return Outcome(None)
+            return Outcome(None, unread="the judge's chat template does not take these turns")
         return Outcome(0.5 if abs(ours - theirs) <= self.tie else float(ours > theirs))

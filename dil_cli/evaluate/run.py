@@ -14,11 +14,12 @@ from dil_cli.config.schema import EvalConfig, LikelihoodConfig
 from dil_cli.errors import DilError
 from dil_cli.evaluate.harness import Harness
 from dil_cli.evaluate.likelihood import Likelihood
+from dil_cli.evaluate.means import over_seeds
 from dil_cli.evaluate.publish import publish
 from dil_cli.evaluate.scores import show_scores
 from dil_cli.evaluate.show import show
 from dil_cli.evaluate.stage import staging
-from dil_cli.evaluate.target import Target, adapter_config, find_targets
+from dil_cli.evaluate.target import Target, find_targets
 from dil_cli.evaluate.winrate import Winrate
 from dil_cli.files import write_json
 from dil_cli.tracking.console import ConsoleSink, make_console
@@ -41,6 +42,9 @@ MEASURES: dict[type, Callable[[EvalConfig, ConsoleSink], Measure]] = {
 def run(config: EvalConfig, chosen: Path | None = None) -> int:
     """Measure, and write `eval/<benchmark>.json` beside each checkpoint.
 
+    Returns:
+        0; 1 where not one verdict of a judge could be read.
+
     Raises:
         DilError: when a checkpoint cannot be found or read, or has drifted since its run.
     """
@@ -49,20 +53,21 @@ def run(config: EvalConfig, chosen: Path | None = None) -> int:
     assert config.checkpoint is not None, "the config asks for one"
     targets = find_targets(config, config.checkpoint)
     console = make_console()
-    records: list[tuple[Target, dict[str, Any]]] = []
+    measured: list[tuple[Target, dict[str, Any]]] = []
     try:
         for target, record in _measure(config, targets, console):
             record |= {"config": plain(config), "environment": environment()}
             path = target.folder / "eval" / f"{record['benchmark']}.json"
             write_json(path, record)
             console.note(f"record {path}")
-            records.append((target, record))
+            measured.append((target, record))
         for target in targets:
-            publish(target, [record for of, record in records if of is target], console.note)
+            publish(target, [record for of, record in measured if of is target], console.note)
     finally:
         console.close()
-    (show_scores if isinstance(config.benchmark, HarnessConfig) else show)([record for _, record in records])
-    return 0
+    records = [record for _, record in measured]
+    (show_scores if isinstance(config.benchmark, HarnessConfig) else show)(records, over_seeds(measured))
+    return int(any("judge" in record and "win_rate" not in record["metrics"] for record in records))
 
 
 def _measure(
@@ -75,18 +80,12 @@ def _measure(
             for record in harness.measure(target):
                 yield target, record
         return
-    others = [] if config.against is None else find_targets(config, config.against)
+    others = [] if config.against is None else find_targets(config, config.against, "against")
     if len(others) > 1:
         raise DilError(
             f"{config.against} holds {len(others)} runs, and one is compared with", f"against={config.against}",
             f"against={others[0].path}",
         )  # fmt: skip
-    for target in [*targets, *others]:
-        if adapter_config(target.path) is not None:
-            raise DilError(
-                f"{target.name} is an adapter, which only lm-eval's benchmarks read yet", f"checkpoint={target.path}",
-                "merge it into its base (peft's merge_and_unload), save that and name it",
-            )  # fmt: skip
     measure = MEASURES[type(config.benchmark)](config, console)
     for target in targets:
         yield target, measure.evaluate(target, *others)

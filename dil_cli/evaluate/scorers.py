@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,10 +13,10 @@ from dil_cli.config.judging import LocalJudge, LogprobJudge, RewardModelJudge
 from dil_cli.config.schema import DataConfig, EvalConfig, ModelConfig
 from dil_cli.data.encode import Encoder
 from dil_cli.data.template import TemplateRefusal, effective_template, pair_text
-from dil_cli.data.token_cache import tokenizer_fingerprint
 from dil_cli.data.tokenise import tokenise_pairs
 from dil_cli.dynamics.measure import score_pairs
 from dil_cli.errors import DilError
+from dil_cli.evaluate.drift import reading_facts
 from dil_cli.models.load import resolve_source, weights_fingerprint
 from dil_cli.models.reward import load_reward_model
 from dil_cli.train.ready import pick_device, ready_policy, use_bf16
@@ -137,11 +136,9 @@ def _reward_encoder(tokenizer: Any, data: DataConfig) -> Callable[[PreferencePai
 
 
 def _facts(model: Any, tokenizer: Any, data: DataConfig, bf16: bool) -> dict[str, Any]:
-    template = effective_template(tokenizer, data)
     return {
         "weights_sha256": weights_fingerprint(model),
-        "tokenizer_sha256": tokenizer_fingerprint(tokenizer),
-        "template_sha256": None if template is None else hashlib.sha256(template.encode()).hexdigest(),
+        **reading_facts(tokenizer, data),
         "max_length": data.max_length,
         "max_prompt_length": data.max_prompt_length,
         "compute": "bf16" if bf16 else "fp32",

@@ -25,9 +25,14 @@ SHARES = ("acc", "acc_norm", "exact_match")
 
 
 def record_name(config: HarnessConfig, loaded: Loaded) -> str:
-    """A benchmark's name; with other shots than the recipe's or a limit it is another benchmark."""
-    shots = "" if config.shots in (None, loaded.recipe.shots) else f"-{config.shots}shot"
-    return f"{loaded.name}{shots}" + ("" if config.limit is None else f"-limit{config.limit}")
+    """A benchmark's name; asked otherwise than the recipe has it, or in part, it is another benchmark."""
+    changed = {
+        f"{config.shots}shot": config.shots not in (None, loaded.recipe.shots),
+        f"limit{config.limit}": config.limit is not None,
+        f"length{config.max_length}": config.max_length is not None,
+        "no_template": config.chat_template is False,
+    }
+    return "-".join([loaded.name, *(part for part, is_so in changed.items() if is_so)])
 
 
 def make_record(
@@ -51,10 +56,9 @@ def make_record(
             whole[kind] = {f"{name}/{key}": value for name, row in tasks.items() for key, value in row[kind].items()}
     counts = results["n-samples"].values()
     shots = sorted({row["shots"] for row in tasks.values()})
-    run = target.run
     return {
         "benchmark": record_name(config, loaded),
-        "checkpoint": {"name": target.name, "loss": None if run is None else run.loss, **asked.facts},
+        "checkpoint": {"name": target.name, "loss": target.loss, **asked.facts},
         **whole,
         "scores": "raw, as lm-eval gives them; not normalised to chance as Open LLM Leaderboard v2 shows them",
         "task": loaded.recipe.task,
@@ -92,17 +96,20 @@ def write_samples(path: Path, results: Mapping[str, Any]) -> None:
                 file.write(json.dumps(_sample(task, sample), ensure_ascii=False, default=_plain).encode() + b"\n")
 
 
-def show_scores(records: Sequence[Mapping[str, Any]]) -> None:
-    """A row a checkpoint, a column a benchmark, with standard errors; below it what the numbers are not."""
+def show_scores(records: Sequence[Mapping[str, Any]], over_seeds: Sequence[Mapping[str, Any]] = ()) -> None:
+    """A row a checkpoint, a column a benchmark, with standard errors; below it what the numbers are not.
+
+    Args:
+        records: of the checkpoints.
+        over_seeds: means of them (`means.py`), which get rows below.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
     table = Table(box=box.ASCII2, show_edge=False, pad_edge=False)
-    rows: dict[str, dict[str, Mapping[str, Any]]] = {}
-    for record in records:
-        rows.setdefault(str(record["checkpoint"]["name"]), {})[record["benchmark"]] = record
+    rows, means = _by_checkpoint(records), _by_checkpoint(over_seeds)
     benchmarks = list(dict.fromkeys(record["benchmark"] for record in records))
     losses = {str(record["checkpoint"]["loss"] or "") for record in records}
     table.add_column("checkpoint")
@@ -110,13 +117,23 @@ def show_scores(records: Sequence[Mapping[str, Any]]) -> None:
         table.add_column("loss")
     for name in benchmarks:
         table.add_column(name, justify="right")
-    for label, row in rows.items():
+    for label, row in (rows | means).items():
         loss = [str(next(iter(row.values()))["checkpoint"]["loss"] or "-")] if losses != {""} else []
         table.add_row(label, *loss, *(_cell(row.get(name)) for name in benchmarks))
     console.print()
     console.print(table)
     for line in _notes(records):
         console.print(line, soft_wrap=True, markup=False)
+    if over_seeds:
+        console.print("Means over seeds: +- standard error of the seeds' mean.", soft_wrap=True)
+
+
+def _by_checkpoint(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Mapping[str, Any]]]:
+    """Name of the checkpoint to benchmark to record."""
+    rows: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for record in records:
+        rows.setdefault(str(record["checkpoint"]["name"]), {})[record["benchmark"]] = record
+    return rows
 
 
 def _notes(records: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -156,8 +173,8 @@ def _cell(record: Mapping[str, Any] | None) -> str:
     value, stderr = record["metrics"][name], record["stderr"].get(name)
     share = name.rpartition("/")[2].partition(",")[0] in SHARES
     text = f"{100 * value:.2f}" if share else f"{value:.4g}"
-    if stderr is None:
-        return text
+    if not stderr:  # of one question, or where all have the same score: nothing is known of others
+        return f"{text} +- -"
     return f"{text} +- {100 * stderr:.2f}" if share else f"{text} +- {stderr:.2g}"
 
 

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from dil_cli.report.intervals import FLIPS
+
 COLUMNS = {
     "logps/chosen": "chosen", "logps/rejected": "rejected", "prefers_chosen": "prefers chosen",
     "delta/chosen": "chosen change", "delta/rejected": "rejected change", "delta/margin": "margin change",
@@ -22,16 +24,23 @@ PARTIAL = 0.2
 """A judge this far from choosing each place half of the time is said to be partial to one."""
 
 
-def show(records: Sequence[Mapping[str, Any]]) -> None:
-    """A row a checkpoint, a column a metric; by length and against another where there is one checkpoint."""
+def show(records: Sequence[Mapping[str, Any]], over_seeds: Sequence[Mapping[str, Any]] = ()) -> None:
+    """A row a checkpoint, a column a metric; by length and against another where there is one checkpoint.
+
+    Args:
+        records: of the checkpoints.
+        over_seeds: means of them (`means.py`), which get rows below.
+    """
     from rich.console import Console
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
     console.print()
-    console.print(_table([(record["checkpoint"]["name"], record) for record in records], "checkpoint"))
-    if records[0]["benchmark"] == "winrate":
+    console.print(_table([(record["checkpoint"]["name"], record) for record in [*records, *over_seeds]], "checkpoint"))
+    if over_seeds:
+        console.print("Means over seeds: brackets are 95 % t intervals over the seeds.", soft_wrap=True)
+    if "judge" in records[0]:
         for line in _of_winrate(records):
-            console.print(line, soft_wrap=True)
+            console.print(line, soft_wrap=True, markup=False)
         return
     if len(records) == 1 and len(records[0]["by_length"]) > 1:
         rows = [(f"{b['tokens'][0]} to {b['tokens'][1]}", b) for b in records[0]["by_length"]]
@@ -41,7 +50,7 @@ def show(records: Sequence[Mapping[str, Any]]) -> None:
         for name, gap in record.get("against", {"gaps": {}})["gaps"].items():
             ends = "" if gap["interval"] is None else f" [{gap['interval'][0]:+.3f}, {gap['interval'][1]:+.3f}]"
             both = f"{record['checkpoint']['name']} less {record['against']['name']}"
-            console.print(f"{both}, {name}: {gap['mean']:+.3f}{ends} nats per token, p {gap['p']:.2g}", soft_wrap=True)
+            console.print(f"{both}, {name}: {gap['mean']:+.3f}{ends} nats per token, {_p(gap['p'])}", soft_wrap=True)
     console.print(
         "Nats per token on held-out pairs; changes since the starting model. Brackets: 95 % bootstrap over the pairs.",
         soft_wrap=True,
@@ -56,7 +65,10 @@ def _of_winrate(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for record in records:
         name, more = record["checkpoint"]["name"], record["more"]
         if more["unparsed"]:
-            yield f"{name}: {more['unparsed']} of {record['pairs']} prompts have no verdict and do not count"
+            first = f", the first: {more['first_unread']!r}" if more.get("first_unread") else ""
+            yield f"{name}: {more['unparsed']} of {record['pairs']} prompts have no verdict and do not count{first}"
+        if judge.get("weights_sha256") == record["checkpoint"]["weights_sha256"]:
+            yield f"{name}: the judge has the weights of this very checkpoint, and will like its own responses"
         if more["cut_replies"]:
             yield f"{name}: {more['cut_replies']} replies of the judge were cut at judge.max_tokens"
         first = more.get("first_shown_wins", 0.5)
@@ -66,13 +78,21 @@ def _of_winrate(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             yield f"{name}: {100 * more['cut_policy']:.0f}% of the responses were cut at benchmark.max_new_tokens"
 
 
+def _p(value: float) -> str:
+    """Of flips that all fell short of what was seen no more is known than their number."""
+    return f"p <= {1 / FLIPS:g}" if value <= 1 / FLIPS else f"p {value:.2g}"
+
+
 def _table(rows: Sequence[tuple[str, Mapping[str, Any]]], head: str) -> Any:
     from rich import box
     from rich.table import Table
 
     there = [name for name in COLUMNS if any(name in row["metrics"] for _, row in rows)]
     table = Table(box=box.ASCII2, show_edge=False, pad_edge=False)
+    losses = any((row.get("checkpoint") or {}).get("loss") for _, row in rows)
     table.add_column(head)
+    if losses:
+        table.add_column("loss")
     table.add_column(
         "prompts" if any("length_policy" in row["metrics"] for _, row in rows) else "pairs", justify="right"
     )
@@ -80,7 +100,8 @@ def _table(rows: Sequence[tuple[str, Mapping[str, Any]]], head: str) -> Any:
         table.add_column(COLUMNS[name], justify="right")
     for label, row in rows:
         cells = [_cell(name, row["metrics"].get(name), row.get("intervals", {}).get(name)) for name in there]
-        table.add_row(label, str(row["pairs"]), *cells)
+        loss = [str(row["checkpoint"]["loss"] or "-")] if losses else []
+        table.add_row(label, *loss, str(row["pairs"]), *cells)
     return table
 
 

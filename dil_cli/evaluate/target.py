@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from dil_cli.artifacts.run_folder import RunFolder
 from dil_cli.config.identity import from_plain
 from dil_cli.config.schema import DataConfig, EvalConfig, ModelConfig
 from dil_cli.errors import DilError
+from dil_cli.evaluate.adapter import adapter_config, base_path
 from dil_cli.report.runs import Run, find_runs, read_run
 
 
@@ -33,49 +33,48 @@ class Target:
         """Sum or mean over tokens: the run's, else mean."""
         return "mean" if self.run is None else self.run.reduction
 
+    @property
+    def loss(self) -> str | None:
+        """The run's."""
+        return None if self.run is None else self.run.loss
 
-def find_targets(config: EvalConfig, checkpoint: str) -> list[Target]:
+    @property
+    def step(self) -> int:
+        """Optimiser steps behind a run's checkpoint; 0 for a model of no run."""
+        digits = Path(self.path).name.removeprefix("step-")
+        return int(digits) if self.run is not None and digits.isdigit() else 0
+
+
+def find_targets(config: EvalConfig, checkpoint: str, key: str = "checkpoint") -> list[Target]:
     """The checkpoints behind a run, a checkpoint, a sweep, a folder that holds runs, a model folder or a hub id.
+
+    Args:
+        config: says where results of models from elsewhere lie.
+        checkpoint: what the user named.
+        key: by which it was named, for errors.
 
     Raises:
         DilError: when there is none, or a run named alone has not finished.
     """
-    folder = Path(checkpoint).expanduser()
+    folder, where = Path(checkpoint).expanduser(), f"{key}={checkpoint}"
     if checkpoint.startswith("bundled:") or not folder.exists():
         if checkpoint.startswith(("/", ".", "~")) or checkpoint.count("/") > 1:
-            raise DilError(
-                f"there is no {checkpoint}", f"checkpoint={checkpoint}", "checkpoint=outputs/RUN, or a hub id"
-            )
+            raise DilError(f"there is no {checkpoint}", where, f"{key}=outputs/RUN, or a hub id")
         return [Target(checkpoint, checkpoint, _own_place(config, checkpoint), None)]
     if not folder.is_dir():
-        raise DilError(f"{checkpoint} is a file", f"checkpoint={checkpoint}", "name the folder that holds it")
+        raise DilError(f"{checkpoint} is a file", where, "name the folder that holds it")
     if (folder / "config.json").is_file() or adapter_config(str(folder)) is not None:
         return [_of_folder(config, folder)]
     if (folder / "manifest.json").is_file():
-        return [_of_run(read_run(folder), checkpoint)]
-    runs, _ = _runs_below(folder, checkpoint)
+        return [_of_run(read_run(folder), where)]
+    runs, _ = _runs_below(folder, where)
     done = [run for run in runs if run.status == "done"]
     if not done:
         raise DilError(
-            f"none of {len(runs)} runs in {checkpoint} is finished", f"checkpoint={checkpoint}",
+            f"none of {len(runs)} runs in {checkpoint} is finished", where,
             "finish them first: the command that began a run starts it again",
         )  # fmt: skip
-    return [_of_run(run, checkpoint) for run in done]
-
-
-def adapter_config(path: str) -> dict[str, Any] | None:
-    """`adapter_config.json` of a folder that holds an adapter and not a whole model.
-
-    Raises:
-        DilError: when it cannot be read.
-    """
-    file = Path(path).expanduser() / "adapter_config.json"
-    if not file.is_file() or (file.parent / "config.json").is_file():
-        return None
-    try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise DilError(f"the adapter's config cannot be read: {error}", str(file), "save the adapter again") from error
+    return [_of_run(run, where) for run in done]
 
 
 def model_config(config: EvalConfig, target: Target) -> ModelConfig:
@@ -97,10 +96,14 @@ def recorded_model(config: EvalConfig, run: Run, changed: Mapping[str, Any]) -> 
 
 
 def start_config(config: EvalConfig, target: Target) -> ModelConfig | None:
-    """The model that changes are relative to: the one named, or the run's own; None where neither is."""
-    if config.reference is None:
-        return None if target.run is None else recorded_model(config, target.run, {})
-    return replace(model_config(config, target), path=config.reference)
+    """The model that changes are relative to: the one named, the run's own, an adapter's base; else None."""
+    if config.reference is not None:
+        return replace(model_config(config, target), path=config.reference)
+    if target.run is not None:
+        return recorded_model(config, target.run, {})
+    if adapter_config(target.path) is not None:
+        return replace(model_config(config, target), path=base_path(target.path))
+    return None
 
 
 def data_config(config: EvalConfig, target: Target) -> DataConfig:
@@ -119,11 +122,11 @@ def data_config(config: EvalConfig, target: Target) -> DataConfig:
     return from_plain(DataConfig, target.run.config["data"])
 
 
-def _of_run(run: Run, named: str) -> Target:
+def _of_run(run: Run, where: str) -> Target:
     if run.status != "done":
         raise DilError(
-            f"the run {run.folder.name} is {run.status}, and has no final checkpoint", f"checkpoint={named}",
-            f"checkpoint={run.folder}/checkpoints/step-..., or finish it with the command that began it",
+            f"the run {run.folder.name} is {run.status}, and has no final checkpoint", where,
+            f"{where.partition('=')[0]}={run.folder}/checkpoints/step-..., or finish it with the command that began it",
         )  # fmt: skip
     path = run.folder / str((run.result or {}).get("checkpoint"))
     if not path.resolve().is_relative_to(run.folder.resolve()):  # its results would be written there
@@ -151,11 +154,11 @@ def _of_folder(config: EvalConfig, folder: Path) -> Target:
     return Target(folder.resolve().name, str(folder), _own_place(config, str(folder.resolve())), None)
 
 
-def _runs_below(folder: Path, checkpoint: str) -> tuple[list[Run], object]:
+def _runs_below(folder: Path, where: str) -> tuple[list[Run], object]:
     try:
         return find_runs([folder])
     except DilError as error:
         raise DilError(
-            f"{checkpoint} holds neither a run nor a model: {error.what}", f"checkpoint={checkpoint}",
-            "checkpoint=outputs/RUN, or a folder with config.json and weights",
+            f"{folder} holds neither a run nor a model: {error.what}", where,
+            f"{where.partition('=')[0]}=outputs/RUN, or a folder with config.json and weights",
         ) from error  # fmt: skip

@@ -15,9 +15,9 @@ from typing import Any
 from dil_cli import hub
 from dil_cli.config.harness_schema import HarnessConfig, Recipe
 from dil_cli.errors import DilError
+from dil_cli.evaluate.adapter import INSTALL
 from dil_cli.evaluate.data_root import check_root, data_sets, needed_data, words
 
-INSTALL = "pip install 'dil[eval]'"
 QUICK = ("leaderboard", "gsm8k", "arc")
 """Folders of lm-eval that hold the paper's benchmarks: their index takes 0.3 s, that of all tasks 6 s and more."""
 
@@ -133,7 +133,7 @@ def find_tasks(lm_eval: Any, recipes: Mapping[str, Recipe]) -> Any:
         manager = _manager(None)
     for name in names:
         if name not in manager.task_index:
-            close = get_close_matches(name, manager.all_tasks, n=1)
+            close = get_close_matches(name, manager.all_tasks, n=1, cutoff=0.8)
             hint = f"; did you mean {close[0]}?" if close else ""
             raise DilError(
                 f"lm-eval {lm_eval.__version__} has no task '{name}'{hint}",

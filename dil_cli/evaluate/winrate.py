@@ -14,12 +14,15 @@ import numpy as np
 from dil_cli.config.judging import OpenAIJudge, Opponent, WinrateConfig
 from dil_cli.config.schema import EvalConfig, ModelConfig
 from dil_cli.errors import DilError
+from dil_cli.evaluate.adapter import base_path
 from dil_cli.evaluate.answers import Answers, answer, token_counts
 from dil_cli.evaluate.chat_judge import ChatJudge
+from dil_cli.evaluate.drift import check_drift, check_start
 from dil_cli.evaluate.generate import sampling
 from dil_cli.evaluate.judge import Judge, Match, Outcome, choose_prompt
-from dil_cli.evaluate.likelihood import check_drift, check_start, pairs_seed
+from dil_cli.evaluate.likelihood import pairs_seed
 from dil_cli.evaluate.local_judge import ScoreJudge
+from dil_cli.evaluate.naming import winrate_name
 from dil_cli.evaluate.scorers import check_there, judge_paths, load_scorer
 from dil_cli.evaluate.store import Lines, open_lines
 from dil_cli.evaluate.target import Target, data_config, find_targets, model_config, start_config
@@ -40,7 +43,7 @@ class Winrate:
         self.benchmark: WinrateConfig = config.benchmark
 
     def evaluate(self, target: Target, against: Target | None = None) -> dict[str, Any]:
-        """The record of one checkpoint; responses and verdicts go to `eval/winrate/` beside it.
+        """The record of one checkpoint; responses and verdicts go to `eval/winrate/` beside it, whatever its name.
 
         Args:
             target: the checkpoint.
@@ -54,23 +57,26 @@ class Winrate:
         model = model_config(config, target)
         rival = self._rival(target, model, against)
         check_there(config.judge)
-        models = [model.path, *([] if rival is None else [rival[1].path]), *judge_paths(config.judge)]
+        rivals = [] if rival is None else [base_path(rival[1].path)]
+        models = [base_path(model.path), *rivals, *judge_paths(config.judge)]
         stay_offline_if_local(next((path for path in models if not is_local(path)), model.path), data)
 
-        def before(facts: dict[str, Any], to_answer: Sequence[PreferencePair]) -> None:
-            check_drift(config, target, facts)
-            if to_answer and isinstance(config.judge, OpenAIJudge):
-                self._asked(to_answer).check()  # hours of generation would be for nothing without it
+        def before(pairs: Sequence[PreferencePair]) -> None:
+            if isinstance(config.judge, OpenAIJudge):
+                self._asked(pairs).check()  # hours of generation would be for nothing without it
 
-        ours = answer(config, target, model, data, seed, self.console, before=before)
+        ours = answer(
+            config, target, model, data, seed, self.console, check=lambda facts: check_drift(config, target, facts),
+            before=before,
+        )  # fmt: skip
         theirs = None
         if rival is not None:
 
-            def same_start(facts: dict[str, Any], to_answer: Sequence[PreferencePair]) -> None:
+            def same_start(facts: dict[str, Any]) -> None:
                 if against is None:
                     check_start(config, target, str(facts["path"]), facts["weights_sha256"])
 
-            theirs = answer(config, *rival, data, seed, self.console, pairs=ours.pairs, before=same_start)
+            theirs = answer(config, *rival, data, seed, self.console, pairs=ours.pairs, check=same_start)
         matches = self._matches(ours, theirs)
         judge: Judge = (
             self._asked(ours.pairs)
@@ -79,7 +85,7 @@ class Winrate:
         )
         with open_lines(target.folder / "eval" / "winrate" / "verdicts.jsonl") as store:
             outcomes = self._judged(judge, matches, store)
-        return self._record(target, ours, theirs, judge, matches, outcomes)
+        return self._record(target, against, ours, theirs, judge, matches, outcomes)
 
     def _asked(self, pairs: Sequence[PreferencePair]) -> ChatJudge:
         judge: OpenAIJudge = self.config.judge
@@ -126,6 +132,7 @@ class Winrate:
     def _record(
         self,
         target: Target,
+        against: Target | None,
         ours: Answers,
         theirs: Answers | None,
         judge: Judge,
@@ -142,12 +149,13 @@ class Winrate:
         kind = self.benchmark.opponent
         data_side = Opponent.chosen if kind is Opponent.auto else kind
         return {
-            "benchmark": "winrate",
-            "checkpoint": {"name": target.name, **ours.facts},
+            "benchmark": winrate_name(self.config, target, against),
+            "checkpoint": {"name": target.name, "loss": target.loss, **ours.facts},
             "opponent": {"name": data_side.value} if theirs is None else {"name": theirs.name, **theirs.facts},
             "judge": judge.facts,
             "sampling": sampling(self.benchmark, self.config.seed),
             "pairs": len(matches),
+            "pairs_sha256": ours.pairs_sha256,
             "metrics": metrics,
             "intervals": intervals,
             "more": more,
@@ -191,6 +199,9 @@ def summarise(
     }
     first = [won for outcome in outcomes for won in outcome.first_won]
     both = [outcome.first_won for outcome in outcomes if len(outcome.first_won) == 2]
+    unread = next((outcome.unread for outcome in outcomes if outcome.value is None), None)
+    if unread is not None:
+        more["first_unread"] = unread
     more["contradicted"] = sum(one == other for one, other in both)
     if first:
         more["first_shown_wins"] = float(np.mean(first))

@@ -14,7 +14,8 @@ from dil_cli.report.record import Record
 from dil_cli.report.sweep import Sweep, config_key
 
 NOT_IDENTITY = (
-    "output", "tracker", "device", "preset", "allow_custom", "optim.token_budget", "model.token_budget",
+    "output", "tracker", "device", "preset", "allow_custom", "resume", "optim.token_budget", "model.token_budget",
+    "checkpoint.keep", "checkpoint.resume_minutes",
 )  # fmt: skip
 """As `config.identity` has it, which cannot be imported without torch; a test holds the two together."""
 

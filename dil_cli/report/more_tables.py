@@ -11,7 +11,7 @@ import numpy as np
 from dil_cli.dynamics.statistics import Float64
 from dil_cli.report.curves import lost_by_length
 from dil_cli.report.estimates import Estimate, Metric
-from dil_cli.report.experiment import NOT_IDENTITY, Experiment, flat, text
+from dil_cli.report.experiment import NOT_IDENTITY, Experiment, Group, flat, text
 from dil_cli.report.intervals import bootstrap, t_interval
 from dil_cli.report.record import Record
 from dil_cli.report.runs import Damaged, Run
@@ -57,22 +57,47 @@ def _lost(changes: Sequence[Float64]) -> Estimate | None:
 
 
 def eval_table(experiment: Experiment) -> Table | None:
-    """Benchmark results of the runs' `eval/*.json`; None when no run has any."""
-    names = sorted(
-        {(b, m) for g in experiment.groups for r in g.records for b, values in r.evals.items() for m in values}
-    )
-    if not names:
+    """Benchmark results of the runs' `eval/*.json`, a row a benchmark, metric and group; None when no run has any.
+
+    A row is of evaluations under the same conditions; what differs in them has rows of its own.
+    """
+    kinds: dict[str, list[str]] = {}
+    values: dict[tuple[str, str, str], dict[Group, list[float]]] = {}
+    questions: dict[tuple[str, str], int | None] = {}
+    for group in experiment.groups:
+        for found in [found for record in group.records for found in record.evals]:
+            kinds.setdefault(found.benchmark, [])
+            if found.conditions not in kinds[found.benchmark]:
+                kinds[found.benchmark].append(found.conditions)
+            questions[found.benchmark, found.conditions] = found.questions
+            for metric, value in found.metrics.items():
+                by_group = values.setdefault((found.benchmark, metric, found.conditions), {})
+                by_group.setdefault(group, []).append(value)
+    if not kinds:
         return None
     rows = []
-    for group in experiment.groups:
-        cells = [Cell(group.label), Cell(group.reduction)]
-        for benchmark, metric in names:
-            values = [r.evals[benchmark][metric] for r in group.records if metric in r.evals.get(benchmark, {})]
-            cells.append(estimate_cell(Estimate(t_interval(values), "seeds") if values else None, SCORE))
-        rows.append(tuple(cells))
-    heads = (Column(f"{b}/{m}", f"{b} {m}", parts=WITH_INTERVAL) for b, m in names)
-    columns = (Column("group", "group", numeric=False), Column("reduction", "loss.reduction", numeric=False), *heads)
-    note = "Mean over the seeds that were evaluated, with a 95 % t interval where there are several."
+    for (benchmark, metric, kind), by_group in sorted(values.items(), key=lambda row: row[0][:2]):
+        several = len(kinds[benchmark]) > 1
+        name = f"{benchmark} #{kinds[benchmark].index(kind) + 1}" if several else benchmark
+        asked = questions[benchmark, kind]
+        for group, seeds in by_group.items():
+            estimated = estimate_cell(Estimate(t_interval(seeds), "seeds"), SCORE)
+            cells = [Cell(name), Cell(metric), Cell(group.label), Cell(group.reduction)]
+            rows.append((*cells, Cell("-", (None,)) if asked is None else _integer(asked), estimated))
+    columns = (
+        Column("benchmark", "benchmark", numeric=False), Column("metric", "metric", numeric=False),
+        Column("group", "group", numeric=False), Column("reduction", "loss.reduction", numeric=False),
+        Column("questions", "questions"), Column("score", "score", parts=WITH_INTERVAL),
+    )  # fmt: skip
+    note = (
+        "questions: pairs, prompts or questions behind the number. Score: mean over the seeds that were evaluated, "
+        "with a 95 % t interval where there are several."
+    )
+    if any(len(those) > 1 for those in kinds.values()):
+        note += (
+            " #1, #2: evaluations of one name that differ in number or text of the questions, judge, opponent or how "
+            "they were asked; they are neither averaged nor to be compared."
+        )
     return Table("evaluations", "Benchmark results", columns, tuple(rows), note)
 
 

@@ -5,7 +5,6 @@ P probe pairs, T optimiser steps.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,8 @@ import numpy as np
 from dil_cli.artifacts.run_folder import RunFolder
 from dil_cli.dynamics.statistics import ROUNDING, Float64, wins
 from dil_cli.errors import DilError
-from dil_cli.files import LARGEST, parse_json
+from dil_cli.files import LARGEST
+from dil_cli.report.evaluations import Evaluation, read_evaluations
 from dil_cli.report.runs import Damaged, Run
 from dil_cli.tracking.record import read_metrics
 
@@ -58,7 +58,7 @@ class Steps:
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """A finished run and what it measured. `evals` is benchmark to metric to value."""
+    """A finished run and what it measured."""
 
     run: Run
     probe: tuple[dict[str, Any], ...]
@@ -66,7 +66,7 @@ class Record:
     steps: Steps
     pairs_per_s: float | None
     memory_gb: float | None
-    evals: Mapping[str, Mapping[str, float]]
+    evals: tuple[Evaluation, ...]
     notes: tuple[str, ...] = ()
 
     @property
@@ -103,7 +103,7 @@ def read_record(run: Run) -> Record:
         raise DilError("metrics.jsonl holds no probe measurement", str(folder.metrics))
     rates, memory = ([row[key] for row in rows if _is_number(row.get(key))] for key in ("pairs_per_s", "memory_gb"))
     step = int((run.result or {})["end"]["step"])
-    evals, notes = _read_evals(run.folder)
+    evals, notes = read_evaluations(run.folder, str((run.result or {}).get("checkpoint")))
     return Record(
         run=run,
         probe=probe,
@@ -180,22 +180,3 @@ def _won(column: Mapping[str, Float64], reduction: str) -> Float64:
         size = sum(np.abs(now / count) for now, count in zip(sums, tokens, strict=True))
     margin = s_w - s_l
     return np.where(np.isnan(margin), np.nan, wins(margin, ROUNDING * size))
-
-
-def _read_evals(folder: Path) -> tuple[dict[str, dict[str, float]], tuple[str, ...]]:
-    """Every `eval/*.json` below the folder; of two with one benchmark, the run's own before a checkpoint's."""
-    evals: dict[str, dict[str, float]] = {}
-    notes = []
-    files = [path for path in folder.glob("**/eval/*.json") if path.is_file()]  # reading a pipe would never end
-    for path in sorted(files, key=lambda path: (-len(path.parts), str(path))):
-        try:
-            record = parse_json(path.read_text(encoding="utf-8"))
-            numbers = {
-                str(name): float(value)
-                for name, value in record["metrics"].items()
-                if _is_number(value) and math.isfinite(value)
-            }
-            evals[str(record["benchmark"])] = numbers
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            notes.append(f"{path.relative_to(folder).as_posix()} is no evaluation result")
-    return dict(sorted(evals.items())), tuple(notes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,16 +32,22 @@ class Ready:
 
 
 def ready_policy(
-    model: ModelConfig, data: DataConfig, device: Device, precision: Precision, token_budget: int, console: ConsoleSink
+    model: ModelConfig,
+    data: DataConfig,
+    device: Device,
+    precision: Precision,
+    token_budget: int,
+    console: ConsoleSink,
+    load: Callable[[ModelConfig], Policy] = load_policy,
 ) -> Ready:
-    """Load a policy and see how it takes rows.
+    """Load a policy (by `load`) and see how it takes rows.
 
     Raises:
         DilError: for a device or model that cannot be computed with, or lengths that it does not take.
     """
     place = pick_device(device)
     with console.phase("loading the model", None):
-        policy = load_policy(model)
+        policy = load(model)
         check_length(policy.model, data.max_length, data.max_prompt_length)
         on_device: Any = policy.model  # the wrapper transformers puts round `to` has lost its types
         on_device.to(place)

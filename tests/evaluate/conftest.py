@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -62,3 +63,36 @@ def kept(tmp_path: Path) -> Callable[[str], list[dict[str, Any]]]:
         return [json.loads(line) for line in path.read_text().splitlines()]
 
     return read
+
+
+@pytest.fixture
+def adapters(model_folder: Path, tmp_path: Path) -> dict[str, Path]:
+    """Two adapters on the model, and the first one again with another scale: its weights are the same."""
+    pytest.importorskip("peft", reason="the extra 'eval' is not installed")
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    folders = {}
+    for seed, name in enumerate(("one", "two")):
+        torch.manual_seed(seed)
+        base = AutoModelForCausalLM.from_pretrained(model_folder)
+        config = LoraConfig(r=2, lora_alpha=64, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+        folders[name] = tmp_path / name
+        get_peft_model(base, config).save_pretrained(folders[name])
+    folders["scaled"] = Path(shutil.copytree(folders["one"], tmp_path / "scaled"))
+    file = folders["scaled"] / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"lora_alpha": 2}))
+    return folders
+
+
+@pytest.fixture
+def merged(model_folder: Path, adapters: dict[str, Path], tmp_path: Path) -> Path:
+    """The first adapter merged into the model, by peft itself."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    whole = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model_folder), adapters["one"])
+    whole.merge_and_unload().save_pretrained(tmp_path / "merged")
+    AutoTokenizer.from_pretrained(model_folder).save_pretrained(tmp_path / "merged")
+    return tmp_path / "merged"

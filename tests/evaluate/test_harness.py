@@ -202,26 +202,6 @@ def test_killed_in_the_middle_it_goes_on(evaluate, model_folder: Path, tmp_path:
         assert resumed[part] == whole[part]
 
 
-@pytest.fixture
-def adapters(model_folder: Path, tmp_path: Path) -> dict[str, Path]:
-    """Two adapters on the model, and the first one again with another scale: its weights are the same."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    folders = {}
-    for seed, name in enumerate(("one", "two")):
-        torch.manual_seed(seed)
-        base = AutoModelForCausalLM.from_pretrained(model_folder)
-        config = LoraConfig(r=2, lora_alpha=64, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-        folders[name] = tmp_path / name
-        get_peft_model(base, config).save_pretrained(folders[name])
-    folders["scaled"] = Path(shutil.copytree(folders["one"], tmp_path / "scaled"))
-    file = folders["scaled"] / "adapter_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"lora_alpha": 2}))
-    return folders
-
-
 def test_no_adapter_gets_the_answers_of_its_base_or_of_another(evaluate, model_folder: Path, adapters):
     words = (*ONE_TASK, FROM_ROOT)
     base = evaluate(f"checkpoint={model_folder}", *words)
@@ -239,25 +219,13 @@ def test_no_adapter_gets_the_answers_of_its_base_or_of_another(evaluate, model_f
         assert again["checkpoint"]["adapter"]["base"] == str(model_folder)
 
 
-def test_an_adapter_scores_as_the_model_it_was_merged_into(evaluate, model_folder: Path, adapters, tmp_path: Path):
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    merged = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model_folder), adapters["one"])
-    merged.merge_and_unload().save_pretrained(tmp_path / "merged")
-    AutoTokenizer.from_pretrained(model_folder).save_pretrained(tmp_path / "merged")
+def test_an_adapter_scores_as_the_model_it_was_merged_into(evaluate, adapters, merged: Path):
     found = [
         [answer[0][0] for sample in evaluate(f"checkpoint={path}", *ONE_TASK, FROM_ROOT)["samples"]
          for answer in sample["answers"]]
-        for path in (adapters["one"], tmp_path / "merged")
+        for path in (adapters["one"], merged)
     ]  # fmt: skip
     assert found[0] == pytest.approx(found[1], abs=1e-4)
-
-
-def test_an_adapters_likelihoods_are_refused(dil_here, adapters):
-    code, _, err = dil_here("eval", f"checkpoint={adapters['one']}")
-    assert code == 2
-    assert err.splitlines()[0] == "error: one is an adapter, which only lm-eval's benchmarks read yet"
 
 
 def test_the_template_is_the_checkpoints_and_said(evaluate, dil_here, model_folder: Path, tmp_path: Path):
@@ -272,6 +240,7 @@ def test_the_template_is_the_checkpoints_and_said(evaluate, dil_here, model_fold
     bare = evaluate(f"checkpoint={model_folder}", *words, "benchmark.chat_template=false")
     assert bare["chat_template"] == {"used": False, "shots": None, "text": None}
     assert "<user>" not in bare["samples"][0]["prompt"]
+    assert bare["benchmark"] == f"{TASK}-limit1-no_template", "another way to ask is another benchmark"
     assert bare["answers"]["known"] == 0
     plain = Path(shutil.copytree(model_folder, tmp_path / "plain"))
     (plain / "chat_template.jinja").unlink()
@@ -292,7 +261,29 @@ def test_a_sweeps_scores_stand_beside_each_checkpoint_and_in_the_report(dil_here
     assert sorted(row[1].strip() for row in table) == ["dpo", "ukl"]
     code, _, err = dil_here("report", str(sweep), "--format", "csv", "--out", "report")
     assert code == 0, err
-    assert f"{TASK}/acc_norm" in (tmp_path / "report" / "tables" / "evaluations.csv").read_text()
+    assert f"{TASK},acc_norm,ukl,mean,3," in (tmp_path / "report" / "tables" / "evaluations.csv").read_text()
+
+
+@pytest.mark.parametrize("drifted", ["template", "tokenizer"])
+def test_what_is_not_the_runs_any_more_is_refused(drifted, dil_here, evaluate, small_run, tmp_path: Path):
+    code, _, err = dil_here("train", *small_run, "optim.epochs=0.2")
+    assert code == 0, err
+    (checkpoint,) = tmp_path.glob("outputs/*/checkpoints/*")
+    if drifted == "template":
+        file = checkpoint / "chat_template.jinja"
+        file.write_text("Be brief. " + file.read_text())
+    else:
+        file = checkpoint.parents[1] / "manifest.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"tokenizer_sha256": "0" * 64}))
+    words = (f"checkpoint={checkpoint}", *ONE_TASK, FROM_ROOT, "benchmark.limit=1")
+    code, _, err = dil_here("eval", *words)
+    assert code == 2
+    assert err.startswith(f"error: the {drifted} of {checkpoint.parents[1].name} {checkpoint.name} is not what its run")
+    assert f"accept=[{drifted}]" in err.splitlines()[2]
+    assert not (checkpoint / "eval").exists()
+    assert evaluate(*words, f"accept=[{drifted}]")["accepted"] == [drifted]
+    if drifted == "template":
+        assert evaluate(*words, "benchmark.chat_template=false")["accepted"] == [], "nothing depends on it"
 
 
 ERRORS = {
@@ -306,6 +297,11 @@ ERRORS = {
         [f"error: no 'piqa' in benchmark; it has {', '.join(BENCHMARKS)}",
          "where: dil eval benchmark=piqa",
          "fix:   benchmark=task benchmark.task=piqa, if lm-eval has a task of this name"],
+    ),
+    "nothing like it": (
+        ["benchmark=task", "benchmark.task=nope"],
+        [f"error: lm-eval {lm_eval.__version__} has no task 'nope'", "where: benchmark.task=nope",
+         "fix:   lm-eval ls tasks lists them"],
     ),
     "no root": (
         ["benchmark=gsm8k", "benchmark.root=nowhere"],
@@ -368,6 +364,11 @@ ERRORS = {
         ["error: benchmark.limit is 0, it must be above 0 or null", "where: benchmark.limit",
          "fix:   benchmark.limit=null"],
     ),
+    "accept": (
+        ["benchmark=gsm8k", "accept=[template,data]"],
+        ["error: accept is of benchmark=likelihood, this one does not read it", "where: accept=[data]",
+         "fix:   leave accept out"],
+    ),
     "batch": (
         ["benchmark=gsm8k", "benchmark.batch_size=all"],
         ["error: benchmark.batch_size is all, it must be above 0, or auto", "where: benchmark.batch_size",
@@ -381,8 +382,12 @@ ERRORS = {
 }  # fmt: skip
 
 
+SLOW = ("unknown task", "nothing like it")
+"""For these lm-eval reads the index of all its tasks."""
+
+
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if name == "unknown task" else []) for name in ERRORS]
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in ERRORS]
 )
 def test_errors_have_three_lines_and_these_words(name, dil_here, model_folder: Path):
     words, said = ERRORS[name]
@@ -397,6 +402,30 @@ def test_a_task_whose_data_is_damaged(dil_here, model_folder: Path, root: Path):
     assert code == 2
     assert err.startswith("error: the data of gsm8k (openai/gsm8k) cannot be read: JSON parse error: ")
     assert len(err.strip().splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ("missing", "it lacks main/test.jsonl"), ("empty", "main/test.jsonl is empty"),
+        ("all missing", "it holds no data files"),
+    ],
+)  # fmt: skip
+def test_a_task_whose_data_is_there_in_part(damage, said, dil_here, model_folder: Path, root: Path):
+    file = root / "openai" / "gsm8k" / "main" / "test.jsonl"
+    if damage == "empty":
+        file.write_text("")
+    elif damage == "missing":
+        file.unlink()
+    else:
+        shutil.rmtree(root / "openai" / "gsm8k")
+        (root / "openai" / "gsm8k").mkdir()
+    code, _, err = dil_here("eval", f"checkpoint={model_folder}", "benchmark=gsm8k", f"benchmark.root={root}")
+    assert code == 2
+    assert err.strip().splitlines() == [
+        f"error: the data set openai/gsm8k is not whole: {said}", f"where: benchmark.root={root}",
+        f"fix:   hf download openai/gsm8k --repo-type dataset --local-dir {root}/openai/gsm8k",
+    ]  # fmt: skip
 
 
 def test_without_the_extra(dil_here, model_folder: Path, monkeypatch: pytest.MonkeyPatch):

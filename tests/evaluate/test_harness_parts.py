@@ -19,7 +19,7 @@ from dil_cli.errors import DilError
 from dil_cli.evaluate.backend import vllm_arguments
 from dil_cli.evaluate.data_root import content_sha256
 from dil_cli.evaluate.remember import Answers, Remembering, request_key
-from dil_cli.evaluate.scores import _scores, trained_on_questions
+from dil_cli.evaluate.scores import _cell, _scores, trained_on_questions
 from dil_cli.evaluate.target import Target, model_config
 from dil_cli.tracking.console import make_console
 
@@ -113,6 +113,14 @@ def test_a_row_of_lm_evals_as_scores():
     assert _scores(row, []) == {"metrics": {"acc": 0.5, "exact_match,strict-match": 0.25}, "stderr": {"acc": 0.1}}
     wanted = _scores(row, ["exact_match,strict-match"])
     assert wanted == {"metrics": {"exact_match,strict-match": 0.25}, "stderr": {}}
+
+
+@pytest.mark.parametrize(
+    ("stderr", "shown"), [({"acc": 0.125}, "50.00 +- 12.50"), ({"acc": 0.0}, "50.00 +- -"), ({}, "50.00 +- -")]
+)
+def test_no_error_is_shown_where_none_is_known(stderr, shown):
+    """Of one question lm-eval has none, and 0 where all questions have the same score."""
+    assert _cell({"metrics": {"acc": 0.5}, "stderr": stderr}) == shown
 
 
 @pytest.mark.parametrize(

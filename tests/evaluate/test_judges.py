@@ -174,3 +174,15 @@ def check(record: dict, generations: list[dict], scores: list[dict], score, tmp_
         wins.append(float(ours > theirs))
     assert len(wins) == record["pairs"] == 10
     assert record["metrics"]["win_rate"] == pytest.approx(sum(wins) / 10)
+
+
+def test_a_judge_that_is_the_policy_is_told(dil_here, match_words, model_folder: Path, adapters):
+    words = [word for word in match_words if not word.startswith("judge")]
+    words += ["judge=logprob", f"judge.path={model_folder}", "judge.max_length=256", "judge.max_prompt_length=128"]
+    warned = "the judge has the weights of this very checkpoint"
+    code, out, err = dil_here("eval", *words)
+    assert code == 0, err
+    assert warned in out
+    code, out, err = dil_here("eval", *words, f"checkpoint={adapters['one']}")
+    assert code == 0, err
+    assert warned not in out, "an adapter on it is another model"

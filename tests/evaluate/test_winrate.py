@@ -82,8 +82,13 @@ def test_what_cannot_be_read_is_counted_and_not_guessed(serve, win, kept, dil_he
     code, out, _ = dil_here(
         "eval", *match_words, f"judge.base_url={serve(lambda n, q: 'maybe').url}", "judge.model=vague"
     )
-    assert code == 0
-    assert "10 of 10 prompts have no verdict and do not count" in out
+    assert code == 1, "not one verdict"
+    assert "10 of 10 prompts have no verdict and do not count, the first: 'maybe'" in out
+    long = ("status", 400, error("maximum context length is 9 tokens"))
+    words = [*match_words, f"judge.base_url={serve(lambda n, q: long).url}", "judge.model=small"]
+    code, out, _ = dil_here("eval", *words)
+    assert code == 1
+    assert "do not count, the first: 'refused: maximum context length is 9 tokens'" in out
 
 
 def test_every_trouble_is_borne(serve, win):
@@ -119,19 +124,20 @@ def test_waits_grow(serve, dil_here, match_words):
 
 
 def test_a_server_that_dies_half_way(serve, win, kept, dil_here, match_words):
+    win(serve(prefers_the_policy), "judge.model=another")
     dying = serve(lambda number, question: prefers_the_policy(number, question) if number < 7 else ("drop",))
     words = [*match_words, f"judge.base_url={dying.url}", "judge.concurrency=1"]
     code, _, err = dil_here("eval", *words)
     assert code == 2
     assert len(err.strip().splitlines()) == 3
-    assert "7 replies are kept, the same command goes on" in err
+    assert "; 7 replies are kept, the same command goes on" in err, "this judge's"
     before = kept("verdicts")
-    assert len(before) == 7
+    assert len(before) == 27
     fresh = serve(prefers_the_policy)
     record = win(fresh, "judge.concurrency=1")
     assert len(fresh.bodies) == 13, "at another address, only what is missing"
     assert not set(fresh.questions) & set(dying.questions[:7])
-    assert kept("verdicts")[:7] == before
+    assert kept("verdicts")[:27] == before
     assert record["metrics"]["win_rate"] == 1
 
 
@@ -166,7 +172,7 @@ def test_an_unreachable_judge(dil_here, match_words, tmp_path: Path):
         "fix:   start the server, or see to the address\n"
     )
     assert "generating" not in out, "nothing long begins without a judge"
-    assert not list(tmp_path.glob("outputs/**/winrate.json"))
+    assert not list(tmp_path.glob("outputs/**/winrate*.json"))
 
 
 def error(message: str, **more: str) -> dict:
@@ -318,8 +324,9 @@ def test_replies_that_were_cut_are_told(serve, dil_here, match_words):
     cut = json.dumps({"choices": [{"message": {"content": None}, "finish_reason": "length"}]}).encode()
     server = serve(lambda number, question: ("raw", cut))
     code, out, err = dil_here("eval", *match_words, f"judge.base_url={server.url}")
-    assert code == 0, err
+    assert code == 1, err
     assert "20 replies of the judge were cut at judge.max_tokens" in out
+    assert "10 of 10 prompts have no verdict and do not count, the first: 'length'" in out
 
 
 def test_what_came_while_another_failed_is_kept(serve, dil_here, match_words, kept):
@@ -349,7 +356,8 @@ def test_a_run_against_its_start_and_in_the_report(serve, dil_here, small_run, t
     words += [f"judge.base_url={server.url}"]
     code, _, err = dil_here("eval", f"checkpoint={run}", *words, "benchmark.opponent=reference")
     assert code == 0, err
-    (path,) = run.glob("checkpoints/*/eval/winrate.json")
+    (path,) = run.glob("checkpoints/*/eval/winrate*.json")
+    assert path.stem == "winrate-m-reference-max_new_tokens6"
     record = json.loads(path.read_text())
     assert record["opponent"]["weights_sha256"] != record["checkpoint"]["weights_sha256"]
     assert record["metrics"]["win_rate"] == 0.5
@@ -359,11 +367,14 @@ def test_a_run_against_its_start_and_in_the_report(serve, dil_here, small_run, t
     code, _, err = dil_here("eval", f"checkpoint={run}", f"against={run}", *words)
     assert code == 0, err
     assert len(server.bodies) == asked, "the same responses are a tie, and nobody is asked"
-    assert json.loads(path.read_text())["metrics"]["tie_rate"] == 1
+    assert json.loads(path.read_text()) == record, "another opponent, another record"
+    (other,) = run.glob(f"checkpoints/*/eval/winrate-m-vs-{run.name}-max_new_tokens6.json")
+    assert json.loads(other.read_text())["metrics"]["tie_rate"] == 1
 
     code, _, err = dil_here("report", str(run), "--format", "csv", "--out", "report")
     assert code == 0, err
-    assert "winrate/win_rate" in (tmp_path / "report" / "tables" / "evaluations.csv").read_text()
+    table = (tmp_path / "report" / "tables" / "evaluations.csv").read_text()
+    assert "winrate-m-reference-max_new_tokens6,win_rate,dpo,sum,4,0.5," in table
 
     manifest = json.loads((run / "manifest.json").read_text())
     moved = manifest | {"model": manifest["model"] | {"weights_sha256": "0" * 64}}

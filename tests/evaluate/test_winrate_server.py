@@ -133,7 +133,7 @@ def test_the_server_dies_half_way_and_comes_back(start, judge_folder: Path, dil_
     assert "the judge does not answer in 2 tries" in err
     assert f"{len(before)} replies are kept, the same command goes on" in err
     assert 6 <= len(before) < 20
-    assert not list(tmp_path.glob("outputs/**/winrate.json"))
+    assert not list(tmp_path.glob("outputs/**/winrate*.json"))
 
     second.wait()
     code, out, err = dil_here("eval", *words, f"judge.base_url={second.url}")
@@ -146,7 +146,7 @@ def test_the_server_dies_half_way_and_comes_back(start, judge_folder: Path, dil_
     assert {line["verdict"] for line in replies} == {"A", "B"}, "both, or a judge that cannot judge would do"
     assert all(line["finish"] == "stop" for line in replies)
 
-    (path,) = tmp_path.glob("outputs/**/winrate.json")
+    (path,) = tmp_path.glob("outputs/**/winrate*.json")
     record = json.loads(path.read_text())
     wins = {
         (line["row"], line["order"]): (line["verdict"] == "A") == (line["order"] == "policy first") for line in replies

@@ -2,16 +2,19 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from run_folders import PAIRS, write_run, write_sweep
+from run_folders import PAIRS, STEPS, write_run, write_sweep
 
 from dil_cli.errors import DilError
 from dil_cli.report.estimates import BY_KEY, METRICS, best, difference, estimate
 from dil_cli.report.experiment import Experiment, arrange
 from dil_cli.report.intervals import t_interval
+from dil_cli.report.more_tables import eval_table
 from dil_cli.report.record import read_records
 from dil_cli.report.runs import find_runs
 from dil_cli.report.sweep import read_sweep
@@ -185,3 +188,61 @@ def test_one_seed_is_named_in_the_note(tmp_path: Path):
     write_run(tmp_path, "dpo", 1)
     note = final_table(experiment_of(tmp_path)).note
     assert "Student's t over seeds; in rows with one seed a 95 % bootstrap interval" in note
+
+
+def evaluated(folder: Path, value: float, *, name: str = "likelihood", place: str = "", **facts: Any) -> None:
+    """A record beside the last checkpoint, or at `place`."""
+    path = folder / (place or f"checkpoints/step-{STEPS:06d}") / "eval" / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"benchmark": name, "metrics": {"m": value}, **facts}))
+
+
+def evaluations(tmp_path: Path) -> dict[tuple[str, str], list[str]]:
+    """Benchmark and group of the table's rows to the cells after them."""
+    records, _ = read_records(find_runs([tmp_path])[0])
+    table = eval_table(arrange(records))
+    assert table is not None
+    assert all("#" not in row[0].text for row in table.rows) or "neither averaged nor to be compared" in table.note
+    return {(row[0].text, row[2].text): [cell.text for cell in row[4:]] for row in table.rows}
+
+
+def test_only_evaluations_of_the_same_thing_are_averaged(tmp_path: Path):
+    runs = [write_run(tmp_path, "lsif", seed) for seed in range(4)] + [write_run(tmp_path, "dpo", 0)]
+    for run, value, pairs in zip(runs, (1.0, 2.0, 30.0, 5.0, 3.0), (370, 370, 10, 370, 370), strict=True):
+        evaluated(run, value, pairs=pairs, pairs_sha256="other" if value == 5 else "same")
+    found = evaluations(tmp_path)
+    assert {key: (cells[0], cells[1].partition(" ")[0]) for key, cells in found.items()} == {
+        ("likelihood #1", "lsif"): ("370", "1.500"), ("likelihood #2", "lsif"): ("10", "30.000"),
+        ("likelihood #3", "lsif"): ("370", "5.000"), ("likelihood #1", "dpo"): ("370", "3.000"),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "alike"),
+    [
+        ({"judge": {"model": "a"}}, {"judge": {"model": "b"}}, False),
+        ({"judge": {"model": "a", "base_url": "http://x"}}, {"judge": {"model": "a", "base_url": "http://y"}}, True),
+        ({"opponent": {"name": "chosen"}}, {"opponent": {"name": "rejected"}}, False),
+        ({"opponent": {"name": "x", "weights_sha256": "1"}}, {"opponent": {"name": "x", "weights_sha256": "2"}}, True),
+        ({"questions": {"scored": 3}}, {"questions": {"scored": 4}}, False),
+        ({"data": {"openai/gsm8k": "a"}}, {"data": {"openai/gsm8k": "b"}}, False),
+        ({"shots": 5}, {"shots": 0}, False),
+        ({"chat_template": {"used": True, "text": "a"}}, {"chat_template": {"used": True, "text": "b"}}, True),
+        ({"checkpoint": {"data_sha256": "a"}}, {"checkpoint": {"data_sha256": "b"}}, False),
+        ({"checkpoint": {"name": "a", "data_sha256": "a"}}, {"checkpoint": {"name": "b", "data_sha256": "a"}}, True),
+    ],
+)
+def test_what_makes_two_evaluations_comparable(one, other, alike, tmp_path: Path):
+    for seed, facts in enumerate((one, other)):
+        evaluated(write_run(tmp_path, "lsif", seed), float(seed), **facts)
+    assert len(evaluations(tmp_path)) == (1 if alike else 2)
+
+
+def test_a_checkpoint_before_the_last_is_another_row(tmp_path: Path):
+    runs = [write_run(tmp_path, "lsif", seed) for seed in range(2)]
+    evaluated(runs[0], 1.0)
+    evaluated(runs[1], 9.0, place="checkpoints/step-000025")
+    found = evaluations(tmp_path)
+    assert {key[0]: cells[1] for key, cells in found.items()} == {
+        "likelihood": "1.000", "likelihood at step-000025": "9.000",
+    }  # fmt: skip

@@ -71,6 +71,7 @@ def test_manifest_holds_what_the_numbers_depend_on(run_folder: Path):
     for key in ("hash", "tokenizer_sha256", "template_sha256", "data_sha256", "reference_sha256"):
         assert manifest[key]
     assert manifest["environment"]["packages"]["torch"]
+    assert manifest["environment"]["command"].startswith("dil train "), "to be pasted"
     assert manifest["loss_at_reference"] == pytest.approx(-0.5, abs=1e-5)
     assert run_folder.name.endswith(manifest["hash"])
     assert len(manifest["probe_rows"]) == 6
@@ -82,10 +83,10 @@ def test_an_evaluation_is_added_to_the_summary(run_folder: Path, dil_here, tmp_p
     before = read_wandb(copy)
     code, _, err = dil_here("eval", f"checkpoint={copy}", "benchmark.pairs=3")
     assert code == 0, err
-    (record,) = copy.glob("checkpoints/*/eval/likelihood.json")
+    (record,) = copy.glob("checkpoints/*/eval/likelihood-pairs3.json")
     after = read_wandb(copy)
     added = {key: value for key, value in after["summary"].items() if key.startswith("eval/")}
     metrics = json.loads(record.read_text())["metrics"]
-    assert added == {f"eval/likelihood/{name}": pytest.approx(value) for name, value in metrics.items()}
+    assert added == {f"eval/likelihood-pairs3/{name}": pytest.approx(value) for name, value in metrics.items()}
     assert (after["history"], after["config"]) == (before["history"], before["config"])
     assert (after["run"].run_id, after["exit_code"]) == (run_folder.name, 0)
