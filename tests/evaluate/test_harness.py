@@ -355,9 +355,9 @@ ERRORS = {
          "fix:   leave data out"],
     ),
     "lengths": (
-        ["benchmark=gsm8k", "model.max_length=64"],
+        ["benchmark=gsm8k", "model.max_length=2048"],
         ["error: model.max_length is of benchmark=likelihood, this one does not read it",
-         "where: model.max_length=64", "fix:   benchmark.max_length=..."],
+         "where: model.max_length=2048", "fix:   benchmark.max_length=..."],
     ),
     "limit": (
         ["benchmark=gsm8k", "benchmark.limit=0"],
