@@ -85,6 +85,7 @@ def documented_files(folder: Path) -> list[str]:
     return [name for name, _ in found]
 
 
+@pytest.mark.slow
 def test_the_wheel_trains_the_documented_loss_of_a_users_own(installed: Path, tmp_path: Path):
     """docs/custom_loss.md as it stands, beside a wheel in which nothing was edited: refused, then allowed."""
     python, yaml = "myconf/loss/soft_hinge.py", "myconf/loss/soft_hinge.yaml"

@@ -267,6 +267,7 @@ def test_options_may_stand_anywhere(dil_here, tmp_path: Path):
     assert "seed: 3" in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["config.json", "model.safetensors", "nan", "encoder"])
 def test_damaged_models_end_in_three_lines(damage, dil, tmp_path: Path, model_folder: Path):
     """In a process of its own: what transformers itself prints must not come on top."""

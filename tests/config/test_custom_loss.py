@@ -36,6 +36,7 @@ def folder(tmp_path: Path) -> Path:
     return loss
 
 
+@pytest.mark.slow
 def test_the_documented_example_trains_in_a_process_of_its_own(folder, dil, small_run, tmp_path):
     done = dil("train", *ALLOWED, "loss=soft_hinge", *small_run, "data.limit=12", "probe.pairs=2")
     assert done.returncode == 0, done.stderr
@@ -49,7 +50,8 @@ def test_the_documented_example_trains_in_a_process_of_its_own(folder, dil, smal
     assert sorted(path.name for path in folder.iterdir()) == ["soft_hinge.py", "soft_hinge.yaml"]
 
 
-@pytest.mark.parametrize("launcher", [pytest.param("joblib", marks=pytest.mark.slow), "submitit_local"])
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 def test_it_is_swept_in_other_processes(launcher, folder, dil, small_run, tmp_path):
     (folder / "pearson.py").write_text(CONVEX)
     (folder / "pearson.yaml").write_text("defaults:\n  - bregman\n\nh: pearson\n")

@@ -74,7 +74,7 @@ KEYS = st.sampled_from(
 WORD = st.builds("{}={}".format, KEYS, SCALAR.map(str) | TEXT | st.text("[]{}()$:,='\"\\ 1ea.", max_size=12))
 
 
-@settings(max_examples=60, **BOUNDED)
+@settings(max_examples=30, **BOUNDED)
 @given(word=WORD | st.text(max_size=12))
 def test_any_override(word: str):
     try:
