@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from importlib import import_module
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,9 @@ from dil_cli.dynamics.measure import Compute, Layout, score_pairs, split_batch
 from dil_cli.errors import RunFailed
 from dil_cli.losses import LOSSES
 from dil_cli.losses.common import Reduction
+from dil_cli.models.load import load_policy
 from dil_cli.tracking.record import read_metrics
-from dil_cli.train import ready, run
+from dil_cli.train import prepare, ready, run
 from dil_cli.train.loop import step_statistics
 from dil_cli.train.optimiser import build_optimisers
 from dil_cli.train.step import Batch, WeightsLost, accumulate_gradient, apply_gradient
@@ -131,8 +132,8 @@ def short_starts(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("short_starts")
 @pytest.mark.parametrize(
     ("length", "precision"),
-    [(128, "bf16"), pytest.param(512, "fp32", marks=pytest.mark.slow), pytest.param(2048, "fp32", marks=pytest.mark.slow),
-     pytest.param(2048, "bf16", marks=pytest.mark.slow)],
+    [(128, "bf16"), pytest.param(512, "fp32", marks=pytest.mark.slow),
+     pytest.param(2048, "fp32", marks=pytest.mark.slow), pytest.param(2048, "bf16", marks=pytest.mark.slow)],
 )  # fmt: skip
 def test_the_guards_hold_and_without_them_it_breaks(length, precision, monkeypatch):
     monkeypatch.setitem(stability.PAIRS, length, 1)
@@ -222,18 +223,15 @@ def test_a_response_that_gives_nan_is_named(dil_here, small_run, tmp_path, monke
     rows = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
     rows[20]["chosen"] = "~."
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    load = ready.load_policy
 
     def planted(config: Any) -> Any:
-        policy = load(config)
+        policy = load_policy(config)
         (token,) = policy.tokenizer("~", add_special_tokens=False)["input_ids"]
         with torch.no_grad():
             policy.model.get_input_embeddings().weight[token] = math.nan
         return policy
 
-    # Through the modules that the command will run, which another test may have imported anew.
-    prepare = import_module("dil_cli.train.run").prepare
-    monkeypatch.setitem(prepare.__globals__["ready_policy"].__globals__, "load_policy", planted)
+    monkeypatch.setattr(prepare, "ready_policy", partial(ready.ready_policy, load=planted))
     code, _, err = dil_here("train", *small_run, "optim.batch_size=40", "data.heldout_fraction=0.01")
     _, failure = failed(code, err, tmp_path / "outputs")
     assert "the loss or its slope is not finite on 1 pairs (rows 21)" in failure["what"]
