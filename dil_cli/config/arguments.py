@@ -20,7 +20,7 @@ TAKE_A_VALUE = {
     "--config-dir": (), "-cd": (), "--experimental-rerun": (),
 }  # fmt: skip
 """Hydra's options with the values they take; any value where none are listed. --info may stand alone."""
-OWN = {"sweep": ("--dry-run",), "eval": ("--stage",)}
+OWN = {"sweep": ("--dry-run",), "eval": ("--stage",), "plan": ("--json",)}
 """Options of one command alone."""
 
 
@@ -39,6 +39,8 @@ def split_argv(command: str, argv: Sequence[str]) -> tuple[list[str], list[str]]
         flag, equals, value = word.partition("=")
         if flag == "--dry-run" and command == "sweep":
             overrides.append("hydra.sweeper.dry_run=true")
+        elif flag == "--json" and command == "plan":
+            overrides.append("json=true")
         elif flag == "--stage" and command == "eval":
             follows = bool(words) and not words[0].startswith("-") and "=" not in words[0]
             folder = value if equals else words.pop(0) if follows else ""

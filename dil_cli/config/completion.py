@@ -101,7 +101,7 @@ def candidates(line: str, commands: Sequence[str], with_config: Sequence[str]) -
         offered = default_names("loss") if command == "losses" and "-" not in word else WORDS.get(command, ())
         return sorted(name for name in offered if name.startswith(word))
     if word.startswith("-"):
-        own = {"sweep": ["--dry-run"], "train": ["--multirun"], "eval": ["--stage"]}.get(command, [])
+        own = {"sweep": ["--dry-run"], "train": ["--multirun"], "eval": ["--stage"], "plan": ["--json"]}.get(command, [])
         return sorted(option for option in [*OPTIONS, *own] if option.startswith(word))
     return _choices(command, word, given) or _keys(word, given)
 

@@ -407,7 +407,7 @@ class EvalConfig:
 
 
 ROOTS = {"train": TrainConfig, "sweep": TrainConfig, "eval": EvalConfig}
-"""The whole config of each command that composes one."""
+"""The whole config of each command that does something with pairs; `planning.py` adds that of `dil plan`."""
 
 BENCHMARKS = {"likelihood": LikelihoodConfig, "harness": HarnessConfig}
 """Schemas that the YAML of `benchmark=` inherits."""
