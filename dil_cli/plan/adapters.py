@@ -16,8 +16,8 @@ class Adapted(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Base and adapter."""
-        y: Tensor = self.base(x)
-        return y + self.up(self.down(x))
+        y: Tensor = self.base(x) + self.up(self.down(x))
+        return y
 
 
 def add_adapters(model: nn.Module, rank: int) -> None:

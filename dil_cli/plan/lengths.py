@@ -101,7 +101,8 @@ def _truncated(lengths: Sequence[int], most: int, most_prompt: int) -> tuple[int
 
 
 def _pair(prompt: int, chosen: int, rejected: int) -> TokenisedPair:
-    return TokenisedPair(0, *(np.zeros(number, dtype=np.int32) for number in (prompt, chosen, rejected)))
+    ids = [np.zeros(number, dtype=np.int32) for number in (prompt, chosen, rejected)]
+    return TokenisedPair(0, ids[0], ids[1], ids[2])
 
 
 def _cut(pair: TokenisedPair, tokens: int) -> TokenisedPair:

@@ -49,7 +49,7 @@ class Memory:
     @property
     def total(self) -> float:
         """All of it."""
-        return sum(vars(self).values())
+        return float(sum(vars(self).values()))
 
 
 def memory(step: Traced, setup: Setup) -> Memory:
@@ -62,7 +62,7 @@ def memory(step: Traced, setup: Setup) -> Memory:
     """
     weights, copies = float(step.weights), float(step.copies)
     if setup.adapter is not None and setup.adapter.quantised:
-        frozen = step.matrices - (step.trained)
+        frozen = step.matrices - step.trained
         weights += frozen * (FOUR_BITS - setup.held_bytes)
         copies += setup.compute_bytes * step.layer  # one layer's weights, no longer in four bits
     overhead = OVERHEAD["gpu" if setup.gpu else "cpu"]

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 ROUND = 256
 """Token budgets are suggested in multiples of it."""
+TRIES = 3
 MOST_PROCESSES = 512
 
 
@@ -93,7 +94,7 @@ def make_plan(config: PlanConfig) -> Plan:
     return Plan(
         config, device, setup, bf16, step, held, lengths, time,
         disk(config, step, time.steps, planner.held_bytes),
-        budget=planner.largest_budget(),
+        budget=planner.largest_budget,
         changes=() if fits else tuple(planner.changes()),
     )  # fmt: skip
 
@@ -153,29 +154,46 @@ class Planner:
             )
         if adapter is not None and adapter.quantised:
             model = dataclasses.replace(model, dtype=WeightType.bf16)  # what four bits are multiplied in
-        pairs = math.ceil(self.config.optim.batch_size / self.config.distributed.processes)
-        step_tokens = round(pairs * self.lengths.tokens)
         return trace_step(
             self.shape, model, self.config.optim,
-            self.lengths.row(max(self.lengths.longest, min(budget, step_tokens))),
-            bf16=self.bf16, gpu=self.device.name != "cpu", several=step_tokens > budget, adapter=adapter,
+            self.lengths.row(max(self.lengths.longest, min(budget, self.step_tokens))),
+            bf16=self.bf16, gpu=self.device.name != "cpu", several=self.step_tokens > budget, adapter=adapter,
         )  # fmt: skip
 
+    @property
+    def step_tokens(self) -> int:
+        """Tokens that one process reads in an optimiser step."""
+        pairs = math.ceil(self.config.optim.batch_size / self.config.distributed.processes)
+        return round(pairs * self.lengths.tokens)
+
+    @cached_property
     def largest_budget(self) -> int | None:
-        """The largest token budget that fits, by a line through two steps; None where no row of pairs does."""
-        budget = self.config.optim.token_budget
-        there, half = memory(self.step, self.setup).total, self.trace(budget // 2)
-        if half.tokens == self.step.tokens:  # fewer tokens than that in a whole step, or in a pair
-            return budget if there <= self.limit else None
-        slope = (there - memory(half, self.setup).total) / (self.step.tokens - half.tokens)
-        most = self.step.tokens + (self.limit - there) / slope
-        rounded = int(most // ROUND * ROUND)
-        return rounded if rounded >= self.lengths.longest else None
+        """The largest token budget that fits, that of a whole step at most; None where not even one pair does.
+
+        A peak grows with the tokens as a bent line does, each piece steeper than the last. So a line through two steps
+        may promise too much, and what it promises is tried.
+        """
+        whole = max(self.lengths.longest, self.step_tokens)
+        low, high = self.trace(self.config.optim.token_budget // 2), self.step
+        for _ in range(TRIES):
+            if low.tokens == high.tokens:  # all of a step, or one pair
+                break
+            there, before = (memory(step, self.setup).total for step in (high, low))
+            slope = (there - before) / (high.tokens - low.tokens)
+            most = high.tokens + (self.limit - there) / slope
+            budget = int(min(most, whole + ROUND) // ROUND * ROUND)
+            if budget < self.lengths.longest:
+                return None
+            tried = self.trace(budget)
+            if memory(tried, self.setup).total <= self.limit:
+                return budget
+            low, high = sorted((low, high, tried), key=lambda step: step.tokens)[:2]
+        return self.config.optim.token_budget if memory(self.step, self.setup).total <= self.limit else None
 
     def changes(self) -> Iterator[Change]:
         """What would make it fit, each by itself: the budget, checkpointing, more processes, adapters."""
         budget, model, distributed = self.config.optim.token_budget, self.config.model, self.config.distributed
-        most = self.largest_budget()
+        most = self.largest_budget
         if most is not None and most < budget:
             yield Change(f"optim.token_budget={most}", self.limit)
         if not model.gradient_checkpointing:

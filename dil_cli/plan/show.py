@@ -87,8 +87,8 @@ def _time(plan: Plan) -> list[str]:
     time, device = plan.time, plan.device
     hours = [
         ("reference pass", time.reference, "once, then cached"),
-        ("training", time.train, f"{time.pair_flops / 1e12:.2f} TFLOP a pair, forward, backward and what they repeat"),
-        ("updates", time.update, f"{time.steps:,} steps, bound by {device.bandwidth / 1e12:.2f} TB/s"),
+        ("training", time.train, f"{time.pair_flops / 1e12:.3g} TFLOP a pair, forward, backward and what they repeat"),
+        ("updates", time.update, f"{time.steps:,} steps, bound by {device.bandwidth / 1e9:,.0f} GB/s"),
         ("measurements", time.probe, f"{plan.config.probe.times + 1} times {plan.config.probe.pairs} held-out pairs"),
     ]
     epochs = plan.config.optim.epochs
@@ -112,10 +112,10 @@ def _disk(plan: Plan) -> list[str]:
     return [
         "disk, GB",
         _row("checkpoints", room.checkpoints / 1e9, f"{number} of {room.checkpoint / 1e9:.3g}"),
-        _row("resume states", room.states / 1e9, f"2 of {room.state / 1e9:.3g} while it runs, a third while it is written"),
+        _row("resume states", room.states / 1e9, f"2 of {room.state / 1e9:.3g} while it runs, a third in writing"),
     ]
 
 
 def _row(name: str, value: float, note: str, digits: int = 1) -> str:
-    shown = f"{value:.{digits}f}" if value >= 10 ** -digits or not value else f"{value:.3g}"
+    shown = f"{value:.{digits}f}" if value >= 10**-digits or not value else f"{value:.3g}"
     return f"  {name.ljust(16)} {shown.rjust(9)}   {note}".rstrip()

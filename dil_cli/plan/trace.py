@@ -112,7 +112,7 @@ def trace_step(
     """
     row = pack_pairs(pairs, True, "cpu")
     with FakeTensorMode() as mode, _device_of(gpu):
-        tensors = {key: mode.from_tensor(x) for key, x in vars(row).items() if isinstance(x, Tensor)}
+        tensors: dict[str, Any] = {key: mode.from_tensor(x) for key, x in vars(row).items() if isinstance(x, Tensor)}
         row = dataclasses.replace(row, **tensors)
         with torch.device("cpu"):
             policy = empty_model(shape, model)
@@ -135,7 +135,7 @@ def trace_step(
                 optimiser.step()
 
         try:
-            forward().sum().backward()
+            torch.autograd.backward(forward().sum())
         except (PackRefused, RuntimeError) as error:  # what torch cannot run without content is a RuntimeError
             reason = str(error).partition("\n")[0]
             raise DilError(
@@ -145,11 +145,12 @@ def trace_step(
         if not several:
             policy.zero_grad(set_to_none=True)
         standing = sum(p.grad.nbytes for p in policy.parameters() if p.grad is not None)
-        counter = _Counter(policy, len(policy.get_input_embeddings().weight))  # type: ignore[arg-type]
+        embedding: Any = policy.get_input_embeddings()
+        counter = _Counter(policy, embedding.weight.shape)
         with counter:
             logps_S = forward()
             after_forward = counter.now.total()
-            logps_S.sum().backward()
+            torch.autograd.backward(logps_S.sum())
             step()
         moments = sum(
             x.nbytes for o in optimisers for state in o.state.values() for x in state.values() if isinstance(x, Tensor)
@@ -167,19 +168,21 @@ def trace_step(
         )
 
 
-class _Counter(TorchDispatchMode):
+class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Bytes of the storages that came to be inside it and still live, by kind; `peak` is `now` when it was largest."""
 
-    def __init__(self, model: nn.Module, vocabulary: int) -> None:
-        super().__init__()
+    def __init__(self, model: nn.Module, embedding: torch.Size) -> None:
+        start: Any = super().__init__  # untyped in torch
+        start()
         self.now: Counter[str] = Counter()
         self.peak: Counter[str] = Counter()
-        self.vocabulary = vocabulary
+        self.embedding, self.vocabulary = embedding, embedding[0]
         self.kinds: dict[int, str] = {}
         self.weights = {p.untyped_storage()._cdata for p in model.parameters()}
         for p in model.parameters():
             if p.requires_grad:
-                p.register_post_accumulate_grad_hook(self._accumulated)
+                hook: Any = p.register_post_accumulate_grad_hook  # untyped in torch
+                hook(self._accumulated)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -188,7 +191,7 @@ class _Counter(TorchDispatchMode):
         for x in tree_leaves(out):
             if isinstance(x, Tensor) and (key := x.untyped_storage()._cdata) not in old and key not in self.kinds:
                 copied = func is torch.ops.aten._to_copy.default and bool(old & self.weights)
-                wide = x.ndim > 1 and self.vocabulary in x.shape
+                wide = x.ndim > 1 and (x.shape[-1] == self.vocabulary or x.shape == self.embedding)
                 self._begin(x, "copy" if copied else "head" if wide else "activation")
         if self.now.total() > self.peak.total():
             self.peak = self.now.copy()
