@@ -48,12 +48,14 @@ def as_dict(plan: Plan) -> dict[str, Any]:
 def _title(plan: Plan) -> str:
     setup, step = plan.setup, plan.step
     where = f"{setup.processes} x {plan.device.name} ({setup.kind.value})" if setup.processes > 1 else plan.device.name
+    held = "fp32 weights" if setup.held_bytes == 4 else "bf16 weights"
+    held = f"bf16 over {held}" if plan.bf16 and setup.held_bytes == 4 else held
     rows = "checkpointed, " if plan.config.model.gradient_checkpointing else ""
     trained = f", {step.trained:,} of them trained" if step.trained < step.parameters else ""
     return (
         f"{plan.config.name} on {where}: computed, nothing was run\n"
-        f"{plan.config.model.path}: {step.parameters:,} parameters{trained}; rows of {step.tokens:,} tokens, {rows}"
-        f"{'bf16 over ' if plan.bf16 and setup.held_bytes == 4 else ''}{'fp32' if setup.held_bytes == 4 else 'bf16'} weights"
+        f"{plan.config.model.path}: {step.parameters:,} parameters{trained}; "
+        f"rows of {step.tokens:,} tokens, {rows}{held}"
     )
 
 
@@ -97,9 +99,8 @@ def _time(plan: Plan) -> list[str]:
     total = time.seconds / 3600
     gpus = f"{total * plan.setup.processes:.1f} GPU-hours, " if device.name != "cpu" else ""
     lines.append(_row("total", total, f"{gpus}{time.pairs_per_s:.3g} pairs/s while training", digits=2))
-    lines.append(
-        f"  {plan.lengths.pairs:,} pairs x {epochs:g} epochs, {plan.lengths.tokens:.0f} tokens each: {plan.lengths.source}"
-    )
+    pairs = f"{plan.lengths.pairs:,} pairs x {epochs:g} epochs, {plan.lengths.tokens:.0f} tokens each"
+    lines.append(f"  {pairs}: {plan.lengths.source}")
     lines.append(
         f"  peak {device.peak(plan.bf16) / 1e12:.3g} TFLOP/s {'bf16' if plan.bf16 else 'fp32'}: {device.source}"
     )

@@ -124,7 +124,7 @@ def run_time(
 
 
 def disk(config: PlanConfig, step: Traced, steps: int, held_bytes: int) -> Disk:
-    """Checkpoints hold the weights (an adapter's alone, where there is one), resume states the optimiser's moments too."""
+    """Checkpoints hold the trained weights (an adapter's alone), resume states the optimiser's moments too."""
     one = float(step.trained * held_bytes)
     every, keep = config.checkpoint.every, config.checkpoint.keep
     number = 1 + (steps - 1) // every if every else 1
