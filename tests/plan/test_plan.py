@@ -45,7 +45,7 @@ NEOX = NO_IDS | {
     "model_type": "gpt_neox", "vocab_size": 8192, "hidden_size": 512, "intermediate_size": 2048,
     "num_hidden_layers": 8, "num_attention_heads": 8, "max_position_embeddings": 1024,
 }  # fmt: skip
-SMALL = {"vocab_size": 1000, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3}
+SMALL = {"vocab_size": 1000, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2}
 KINDS = {"llama": LLAMA, "neox": NEOX}
 GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "262144", "MALLOC_TRIM_THRESHOLD_": "262144", "OMP_NUM_THREADS": "1"}
 """glibc gives freed blocks back, so that resident memory is what is held and not what was."""
@@ -119,7 +119,7 @@ def resident_of(job: dict[str, Any]) -> int:
     ],
 )
 def test_a_process_grows_by_what_the_plan_says(kind: str, checkpointing: bool):
-    job = job_of(kind, checkpointing)
+    job = job_of(kind, checkpointing) | {"pairs": 2}
     step = planned(job)
     assert 30e6 < step.parameters < 40e6
     assert step.total == pytest.approx(resident_of(job), rel=0.15)
@@ -205,8 +205,8 @@ def test_four_bits_are_an_eighth_of_float32_and_a_scale():
 
 def test_adapters_train_rank_times_both_sides():
     step = planned(job_of("llama", False, **SMALL), adapter=Adapter(4))
-    heads = 128 + 2 * 2 * (128 // 8) + 128  # query, key and value, output
-    assert step.trained == 3 * 4 * (4 * 128 + heads + 3 * (128 + 256))
+    heads = 64 + 2 * 2 * (64 // 8) + 64  # query, key and value, output
+    assert step.trained == 2 * 4 * (4 * 64 + heads + 3 * (64 + 160))
     assert step.gradients == 4 * step.trained
     assert step.moments == pytest.approx(8 * step.trained, rel=0.01)  # a step count each
 
@@ -301,11 +301,9 @@ def test_errors_have_three_lines(dil_here: Any):
     for words, said in [
         (["gpu=h100"], "did you mean h100-80?"),
         (["mfu=2"], "mfu is 2.0, it must be a part of the peak"),
-        (["distributed.processes=2", "distributed.kind=none"], "distributed.kind is none"),
         (["model.attention=sdpa", "gpu=h100-80"], "only packed rows are planned for"),
         (["data=local", "data.path=nowhere.jsonl"], "nowhere.jsonl"),
         (["peft.kind=dora"], "is not one of"),
-        (["gpus=8"], "did you mean gpu?"),
     ]:
         code, _, err = dil_here("plan", *words)
         assert code == 2, words
