@@ -116,8 +116,9 @@ class Planner:
 
     @property
     def held_bytes(self) -> int:
-        """Of a weight."""
-        return 2 if self.config.model.dtype is WeightType.bf16 else 4
+        """Of a weight; what lies beside weights in four bits is held in bf16."""
+        quantised = self.adapter is not None and self.adapter.quantised
+        return 2 if quantised or self.config.model.dtype is WeightType.bf16 else 4
 
     @cached_property
     def adapter(self) -> Adapter | None:

@@ -297,6 +297,19 @@ def test_it_prints_numbers_and_says_what_to_change(dil_here: Any, monkeypatch: p
         assert json.loads(out)["fits"]
 
 
+def test_weights_in_four_bits_take_less(dil_here: Any):
+    held = [
+        json.loads(
+            dil_here("plan", "gpu=h100-80", "data.limit=40", f"peft.kind={kind}", "model.dtype=bf16", "--json")[1]
+        )
+        for kind in ("lora", "qlora")
+    ]
+    lora, qlora = (plan["memory"]["weights"] for plan in held)
+    frozen = held[0]["parameters"] - held[0]["trained"]
+    assert 0.4 * lora < qlora < lora  # the tiny model's embedding, a good part of it, stays in two bytes
+    assert lora - qlora < frozen * (2 - 4.127 / 8)
+
+
 def test_errors_have_three_lines(dil_here: Any):
     for words, said in [
         (["gpu=h100"], "did you mean h100-80?"),
