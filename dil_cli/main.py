@@ -17,6 +17,7 @@ from dil_cli.secrets import hidden
 COMMANDS = {
     "train": "train a policy on preference pairs and record its likelihood dynamics",
     "sweep": "train every combination of some values; finished runs are kept, the rest goes on",
+    "plan": "memory, time and disk of a run before it is started, on a machine that need not be here",
     "eval": "measure checkpoints: held-out likelihoods, reasoning benchmarks, win rates by a judge",
     "report": "tables, figures and one page from finished runs; compare two of them",
     "losses": "list the losses, explain one, draw their gradients",
@@ -45,6 +46,7 @@ examples:
   dil train loss=dpo loss.beta=0.05 seed=1      any value can be set
   dil train model=mistral7b data=ultrafeedback  the paper's 7B setting
   dil sweep loss=lsif,bce,ukl,dpo seed=0,1,2    twelve runs and a table; the same command again goes on
+  dil plan model=llama3_8b gpu=h100-80          does it fit, how long will it take
   dil eval checkpoint=outputs/RUN               its likelihoods on held-out pairs, with intervals
   dil eval checkpoint=RUN benchmark=paper       MMLU-Pro, BBH, MuSR, MATH, GSM8K and ARC
   dil report outputs                            all finished runs: figures, intervals over seeds, what they show

@@ -24,7 +24,7 @@ Not --experimental-rerun, which unpickles; nor --config-path and --config-name: 
 """
 LONGEST_KEY = 200
 """Hydra looks for a file of the key's name, and no file has one as long as that."""
-OWN = {"train": ("--dry-run",), "sweep": ("--dry-run",), "eval": ("--stage",)}
+OWN = {"train": ("--dry-run",), "sweep": ("--dry-run",), "eval": ("--stage",), "plan": ("--json",)}
 """Options of one command alone."""
 
 
@@ -45,6 +45,8 @@ def split_argv(command: str, argv: Sequence[str]) -> tuple[list[str], list[str]]
             overrides.append("hydra.sweeper.dry_run=true")
         elif flag == "--dry-run" and command == "train":
             options.append(flag)
+        elif flag == "--json" and command == "plan":
+            overrides.append("json=true")
         elif flag == "--stage" and command == "eval":
             follows = bool(words) and not words[0].startswith("-") and "=" not in words[0]
             folder = value if equals else words.pop(0) if follows else ""

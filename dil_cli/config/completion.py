@@ -20,6 +20,7 @@ from dil_cli.config.paths import conf_dir, config_dirs
 from dil_cli.errors import DilError
 
 OPTIONS = ("--help", "--cfg", "--config-dir", "--info")
+OWN = {"sweep": ("--dry-run",), "train": ("--dry-run", "--multirun"), "eval": ("--stage",), "plan": ("--json",)}
 LAUNCHER, LAUNCHERS = "hydra/launcher=", ("basic", "joblib", "slurm", "submitit_local")
 WORDS = {
     "report": ("--out", "--baseline", "--format", "--compare"),
@@ -102,8 +103,7 @@ def candidates(line: str, commands: Sequence[str], with_config: Sequence[str]) -
         offered = default_names("loss") if command == "losses" and "-" not in word else WORDS.get(command, ())
         return sorted(name for name in offered if name.startswith(word))
     if word.startswith("-"):
-        own = {"sweep": ["--dry-run"], "train": ["--dry-run", "--multirun"], "eval": ["--stage"]}.get(command, [])
-        return sorted(option for option in [*OPTIONS, *own] if option.startswith(word))
+        return sorted(option for option in [*OPTIONS, *OWN.get(command, ())] if option.startswith(word))
     return _choices(command, word, given) or _keys(word, given)
 
 

@@ -21,7 +21,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
-from dil_cli.config import custom, judging, schema
+from dil_cli.config import custom, judging, planning, schema
 from dil_cli.config.arguments import quoted, split_argv
 from dil_cli.config.explain import check_keys, explained
 from dil_cli.config.help import ROOTS
@@ -45,7 +45,7 @@ def register_schemas() -> None:
     """Put every dataclass where YAML can inherit it: `defaults: [/schema/loss/ukl@_here_]`; and `${times:...}`."""
     OmegaConf.register_new_resolver("times", times, replace=True)
     store = ConfigStore.instance()
-    for name, node in schema.ROOTS.items():
+    for name, node in planning.ROOTS.items():
         store.store(group="schema", name=name, node=node)
     for name, benchmark in schema.BENCHMARKS.items():
         store.store(group="schema/benchmark", name=name, node=benchmark)
@@ -253,7 +253,7 @@ def _without_hydra(composed: DictConfig) -> Any:
 
 
 def to_dataclass(composed: DictConfig) -> Any:
-    """Resolve and build a config of `schema.ROOTS`; every `__post_init__` check runs here."""
+    """Resolve and build a config of `planning.ROOTS`; every `__post_init__` check runs here."""
     if OmegaConf.get_type(composed) is schema.EvalConfig:
         with explained("eval"):
             check_keys(composed, "eval")
@@ -265,7 +265,7 @@ def to_dataclass(composed: DictConfig) -> Any:
                 where="loss/*.yaml of --config-dir",
                 fix="defaults: [/schema/loss/NAME@_here_] at the top of its YAML",
             )
-        check_keys(composed)
+        check_keys(composed, "plan" if OmegaConf.get_type(composed) is planning.PlanConfig else "train")
         config = without_secrets(OmegaConf.to_object(composed))
     assert isinstance(config, schema.TrainConfig)
     if config.allow_custom and not custom.LOADED:

@@ -24,7 +24,8 @@ from dil_cli.config import custom
 from dil_cli.config.help import choices
 from dil_cli.config.judging import JUDGES
 from dil_cli.config.paths import conf_dir, config_dirs
-from dil_cli.config.schema import ROOTS, TrainConfig
+from dil_cli.config.planning import ROOTS
+from dil_cli.config.schema import TrainConfig
 from dil_cli.errors import DilError
 from dil_cli.losses import registry
 from dil_cli.losses.check import place_of

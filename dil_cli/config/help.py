@@ -33,6 +33,7 @@ SWITCHES = {
     "train": "  --dry-run            load all, take a few steps in memory, say what the run will take; write nothing\n"
     "  -m, --multirun       one run for each combination: loss=lsif,ukl seed=0,1,2 (the same as dil sweep)\n",
     "sweep": "  --dry-run            list the runs, which of them are done, and how long the rest will take\n",
+    "plan": "  --json               numbers for programs: bytes, FLOPs, seconds\n",
     "eval": "  --stage DIR          print what to download into DIR for benchmark=... on a machine without a network\n"
     "  -m, --multirun       several, one after the other: checkpoint=outputs/A,outputs/B\n",
 }
@@ -65,6 +66,19 @@ VALUES = {
         "tracker.group": "the group in W&B; the sweep's name if not set",
         "hydra/launcher": "basic: one after the other, here; joblib: hydra.launcher.n_jobs at once; slurm: a job each",
         "hydra.launcher.*": "n_jobs of joblib; partition, timeout_min, gpus_per_node, array_parallelism of slurm",
+    },
+    "plan": {
+        "gpu=...": "h100-80|h200-141|a100-80|a100-40|l40s-48|rtx4090-24|b200-180|..., cpu; without: this machine",
+        "distributed.processes=N": "GPUs, a process each",
+        "distributed.kind": "ddp: each holds all; fsdp2, zero3: its part; auto (default): the first that fits",
+        "peft.kind, peft.r": "none|lora|qlora: adapters of rank r on every linear layer but the head",
+        "mfu": "part of the peak FLOP/s that is assumed to be reached (0.4)",
+        "lengths=[45,420,256]": "mean tokens of prompt, chosen, rejected; counted if model and data are here",
+        "pairs": "to train on; counted, or known of the data sets that ship with dil",
+        "optim.token_budget": "tokens of a row: what activations grow with",
+        "model.gradient_checkpointing": "true: activations of one layer at a time, a forward pass more",
+        "model.path": "a folder or hub id: its config.json is enough, no weights are read",
+        "anything of dil train": "dil train --help: the same config, planned instead of run",
     },
     "eval": {
         "checkpoint=...": "a run's folder, one of its checkpoints, a sweep, a folder with a model or adapter, a hub id",

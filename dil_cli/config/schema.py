@@ -452,7 +452,7 @@ class EvalConfig:
 
 
 ROOTS = {"train": TrainConfig, "sweep": TrainConfig, "doctor": TrainConfig, "eval": EvalConfig}
-"""The whole config of each command that composes one."""
+"""The whole config of each command that does something with pairs; `planning.py` adds that of `dil plan`."""
 
 BENCHMARKS = {"likelihood": LikelihoodConfig, "harness": HarnessConfig}
 """Schemas that the YAML of `benchmark=` inherits."""

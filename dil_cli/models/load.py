@@ -85,9 +85,7 @@ def load_policy(config: ModelConfig) -> Policy:
     Raises:
         DilError: when something is missing, cannot be reached, or is no causal language model.
     """
-    source = resolve_source(config)
-    if not Path(source).is_dir() and not hub.reachable():
-        hub.work_offline()  # the hub's local cache may have it
+    source = _reachable_source(config)
     hf_config = _load_config(source, config)
     if Path(source).is_dir():
         _check_weight_files(Path(source), config)
@@ -104,6 +102,26 @@ def load_policy(config: ModelConfig) -> Policy:
     return Policy(model=model, tokenizer=tokenizer, source=source, notices=notices)
 
 
+def read_config(config: ModelConfig) -> PretrainedConfig:
+    """The model's config.json, of a model that can be trained, with dropout off.
+
+    Raises:
+        DilError: as `load_policy`.
+    """
+    hf_config = _load_config(_reachable_source(config), config)
+    _drop_dropout(hf_config)
+    return hf_config
+
+
+def read_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
+    """The model's tokenizer.
+
+    Raises:
+        DilError: as `load_policy`.
+    """
+    return _load_tokenizer(_reachable_source(config), config)
+
+
 def weights_fingerprint(model: PreTrainedModel) -> str:
     """sha256 over the names, shapes and bytes of all parameters, in name order."""
     import torch
@@ -113,6 +131,13 @@ def weights_fingerprint(model: PreTrainedModel) -> str:
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
         digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _reachable_source(config: ModelConfig) -> str:
+    source = resolve_source(config)
+    if not Path(source).is_dir() and not hub.reachable():
+        hub.work_offline()  # the hub's local cache may have it
+    return source
 
 
 def _common(config: ModelConfig) -> dict[str, Any]:

@@ -94,6 +94,11 @@ def _bias(queries: int, keys: int, window: int | None, dtype: torch.dtype, devic
     return torch.zeros(queries, keys, dtype=dtype, device=device).masked_fill_(hidden_QJ, -torch.inf)
 
 
+def forget_masks() -> None:
+    """Drop the masks that are kept, which tensors without content (`dil plan`) must not mix with."""
+    _bias.cache_clear()
+
+
 class _Tiled(torch.autograd.Function):
     """softmax(scale q k^T) v tile by tile; the backward pass computes each tile's weights again."""
 

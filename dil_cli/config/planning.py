@@ -1,0 +1,84 @@
+"""What `dil plan` takes beside the config of the run it plans."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from dil_cli.config import schema
+from dil_cli.config.schema import TrainConfig
+from dil_cli.errors import require, require_positive
+
+
+class Sharding(str, Enum):
+    """What each process holds: all (none, ddp) or its part; auto is the first of them that fits."""
+
+    auto = "auto"
+    none = "none"
+    ddp = "ddp"
+    fsdp2 = "fsdp2"
+    zero3 = "zero3"
+
+
+class AdapterKind(str, Enum):
+    """What is trained: all weights, low-rank adapters, or these beside weights in four bits."""
+
+    none = "none"
+    lora = "lora"
+    qlora = "qlora"
+
+
+@dataclass(kw_only=True)
+class PlannedProcesses:
+    """How many processes, a GPU each, and what each of them holds."""
+
+    kind: Sharding = Sharding.auto
+    processes: int = 1
+
+    def __post_init__(self) -> None:
+        require(self.processes > 0, "distributed.processes", self.processes, "be above 0", 8)
+        alone = self.kind is Sharding.none and self.processes > 1
+        require(not alone, "distributed.kind", self.kind.value, "be ddp, fsdp2 or zero3 for several processes", "fsdp2")
+
+
+@dataclass(kw_only=True)
+class PlannedAdapter:
+    """Adapters of rank `r` on every linear layer but the head."""
+
+    kind: AdapterKind = AdapterKind.none
+    r: int = 16
+
+    def __post_init__(self) -> None:
+        require(self.r > 0, "peft.r", self.r, "be above 0", 16)
+
+
+@dataclass(kw_only=True)
+class PlanConfig(TrainConfig):
+    """A run as `dil train` takes it, and what it is planned for.
+
+    gpu: a device of `plan/devices.py`, or cpu; null is what this machine has.
+    mfu: the part of the device's peak rate that is assumed to be reached.
+    pairs: to train on; null counts them, or knows them of a data set of conf/data.
+    lengths: mean tokens of prompt, chosen and rejected response; null counts them where model and data are here.
+    json: print numbers for programs.
+    """
+
+    gpu: str | None = None
+    mfu: float = 0.4
+    pairs: int | None = None
+    lengths: list[int] | None = None
+    json: bool = False
+    distributed: PlannedProcesses = field(default_factory=PlannedProcesses)
+    peft: PlannedAdapter = field(default_factory=PlannedAdapter)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive("mfu", self.mfu, 0.4)
+        require(self.mfu <= 1, "mfu", self.mfu, "be a part of the peak, 1 at most", 0.4)
+        require(self.pairs is None or self.pairs > 0, "pairs", self.pairs, "be above 0 or null", 60000)
+        ok = self.lengths is None or (len(self.lengths) == 3 and min(self.lengths) > 0)
+        require(ok, "lengths", self.lengths, "be three numbers above 0: prompt, chosen, rejected", "[100,300,250]")
+
+
+ROOTS = schema.ROOTS | {"plan": PlanConfig}
+"""The whole config of each command that composes one."""
