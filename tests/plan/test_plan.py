@@ -108,6 +108,7 @@ def resident_of(job: dict[str, Any]) -> int:
     return int(json.loads(done.stdout)["resident"])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="resident memory is read from /proc")
 @pytest.mark.parametrize(
     ("kind", "checkpointing"),
@@ -235,6 +236,7 @@ def test_a_row_is_filled_to_the_budget():
         assert sum(map(packed_tokens, lengths.row(tokens))) == pytest.approx(tokens, abs=2)
 
 
+@pytest.mark.slow
 def test_muon_holds_one_moment_of_the_hidden_matrices():
     config = compose("train", ["optim=muon"])
     shape = geometry(config.model)
@@ -278,6 +280,7 @@ def test_it_prints_a_table(dil_here: Any):
         assert words in out
 
 
+@pytest.mark.slow
 def test_it_prints_numbers_and_says_what_to_change(dil_here: Any, monkeypatch: pytest.MonkeyPatch):
     small = replace(DEVICES["v100-32"], name="small", memory=1.6)
     monkeypatch.setitem(DEVICES, "small", small)
@@ -297,6 +300,7 @@ def test_it_prints_numbers_and_says_what_to_change(dil_here: Any, monkeypatch: p
         assert json.loads(out)["fits"]
 
 
+@pytest.mark.slow
 def test_weights_in_four_bits_take_less(dil_here: Any):
     held = [
         json.loads(
