@@ -77,7 +77,7 @@ audit: $(INSTALLED)  ## known vulnerabilities of the pinned packages; without a 
 
 faults: $(INSTALLED)  ## runs killed at 50 moments, disks full, states damaged, inputs bad; a sweep killed 20 times (15 minutes)
 	DIL_KILLS=50 OMP_NUM_THREADS=1 $(BIN)/pytest tests/reliability -m 'not epoch' -n auto --maxprocesses 8 --timeout 3600
-	DIL_KILLS=20 OMP_NUM_THREADS=1 $(BIN)/pytest tests/sweep -k killed --timeout 3600
+	DIL_KILLS=20 OMP_NUM_THREADS=1 $(BIN)/pytest tests/sweep -k killed -m slow --timeout 3600
 
 tiny: $(INSTALLED)  ## make the bundled tiny model from nothing (half an hour)
 	$(BIN)/python recipes/make_tiny.py

@@ -54,6 +54,7 @@ def test_it_is_the_installed_package_that_runs(installed: Path, tmp_path: Path):
     assert Path(done.stdout.strip()) == installed / "dil_cli" / "conf"
 
 
+@pytest.mark.slow
 def test_the_doctor_of_a_wheel_knows_the_tested_versions(installed: Path, tmp_path: Path):
     assert (installed / "dil_cli" / "constraints.txt").read_text() == (ROOT / "constraints.txt").read_text()
     findings = json.loads(dil(installed, tmp_path, "doctor", "--json").stdout)["findings"]

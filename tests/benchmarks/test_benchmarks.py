@@ -149,6 +149,7 @@ def test_rounds_alternate_and_a_failed_side_leaves_the_others():
     assert [check["ok"] for check in vs_trl.checks(results, grouped, bf16=False)] == [False, True]
 
 
+@pytest.mark.slow
 def test_vs_trl_prints_and_writes(tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("DATA", raising=False)
     monkeypatch.setattr(vs_trl, "TOKENIZER_VOCAB", 300)
@@ -171,6 +172,7 @@ def test_scaling_at_a_small_size():
     assert len(scaling.repeat(some_pairs(3), 7)) == 7
 
 
+@pytest.mark.slow
 def test_gpu_script_on_a_cpu(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: None)
     argv = ["--small", "--layers", "1", "--checkpointing", "on", "--threads", "1", "--out", str(tmp_path)]

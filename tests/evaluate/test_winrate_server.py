@@ -107,6 +107,7 @@ def start(judge_folder: Path, tmp_path: Path) -> Iterator:
         server.kill()
 
 
+@pytest.mark.slow
 def test_the_server_dies_half_way_and_comes_back(start, judge_folder: Path, dil_here, match_words, tmp_path: Path):
     words = [word for word in match_words if not word.startswith(("judge.", "benchmark.max"))]
     words += [f"judge.model={judge_folder}", "judge.concurrency=1", "judge.retries=1", "judge.backoff=0.1"]

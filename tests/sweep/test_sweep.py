@@ -214,6 +214,7 @@ def _alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_ends_in_the_same_table(whole: Whole):
     moments = random.Random(0)
     for _ in range(int(os.environ.get("DIL_KILLS", "1"))):

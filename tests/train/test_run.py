@@ -229,6 +229,7 @@ def test_demonstrations_train_under_sft(dil_here, small_run, tmp_path: Path):
     assert "probe/delta/rejected" not in last
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_with_130(small_run, tmp_path: Path):
     import os
     import signal
