@@ -63,6 +63,7 @@ def test_the_doctor_of_a_wheel_knows_the_tested_versions(installed: Path, tmp_pa
     assert packages["facts"]["packages"].keys() > {"torch", "transformers", "packaging"}
 
 
+@pytest.mark.slow
 def test_the_wheel_trains_the_bundled_model_with_a_users_own_group(installed: Path, tmp_path: Path):
     mine = tmp_path / "myconf" / "loss"
     mine.mkdir(parents=True)

@@ -120,6 +120,7 @@ def test_dil_s_side_trains_on_the_batches_it_is_given():
     assert rows[2]["loss"] < rows[0]["loss"]
 
 
+@pytest.mark.slow
 def test_rounds_alternate_and_a_failed_side_leaves_the_others():
     batches = choose(some_pairs(40), batch=2, steps=2)
     job = Job(TINY, batches, bf16=False, threads=1, rounds=2)

@@ -113,6 +113,7 @@ def test_a_model_of_no_run_has_no_change(evaluate, dil_here, small_run, model_fo
     assert "belongs to no run, so nothing says which pairs are meant" in err
 
 
+@pytest.mark.slow
 def test_every_run_of_a_sweep_is_measured_and_reported(dil_here, small_run, tmp_path: Path):
     words = ["loss=ukl,dpo", "seed=0,1", "optim.lr=1e-3,3e-3", "optim.epochs=0.3", "probe.pairs=1"]
     code, _, err = dil_here("sweep", *small_run, *words)

@@ -141,6 +141,7 @@ def test_a_server_that_dies_half_way(serve, win, kept, dil_here, match_words):
     assert record["metrics"]["win_rate"] == 1
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_loses_one_line(serve, match_words, tmp_path: Path, win, kept):
     server = serve(lambda number, question: prefers_the_policy(number, question) if number < 5 else ("hang", 60))
     words = [*match_words, f"judge.base_url={server.url}", "judge.concurrency=1", "judge.timeout=60"]

@@ -287,7 +287,8 @@ def test_help_shows_every_option(capsys: pytest.CaptureFixture[str]):
     assert run([]) == 0
 
 
-@pytest.mark.parametrize("seeds", [1, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [1, 5])
 def test_hundreds_of_runs_are_read_once(seeds: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The seconds are printed; what is counted is the work: a parquet and a record a run, a picture a figure."""
     import pyarrow.parquet

@@ -91,7 +91,10 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("hostile", HOSTILE)
-@pytest.mark.parametrize("name", ["result.json", "manifest.json", "eval/a.json", "metrics.jsonl"])
+@pytest.mark.parametrize(
+    "name", ["result.json", *(pytest.param(name, marks=pytest.mark.slow)
+                              for name in ("manifest.json", "eval/a.json", "metrics.jsonl"))],
+)  # fmt: skip
 def test_json_that_anyone_may_have_written(tmp_path: Path, name: str, hostile: str):
     write_run(tmp_path, "lsif", 0)
     folder = write_run(tmp_path, "lsif", 1)

@@ -49,6 +49,7 @@ def test_nothing_is_written_where_nothing_was(loss, dil_here, small_run, tmp_pat
     assert optimiser == pytest.approx(2 * weights, rel=0.02)  # AdamW's two averages, once a step was taken
 
 
+@pytest.mark.slow
 def test_no_library_writes_either(dil, small_run, tmp_path: Path):
     """In a process of its own, whose home is empty: no W&B, no cache of matplotlib or the hub."""
     (tmp_path / "home").mkdir()

@@ -169,6 +169,7 @@ def test_a_cached_run_is_the_same_run(train, passes):
     assert len(fingerprints) == 1
 
 
+@pytest.mark.slow
 def test_a_run_waits_for_the_one_that_computes_the_column(train, small_run, tmp_path: Path):
     train("loss=lsif")
     (folder,) = (tmp_path / "outputs" / "cache" / "reference").iterdir()
@@ -364,6 +365,7 @@ def start(root: Path, folder: Path, slow: float) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_leave_a_whole_cache(model, cache, model_folder: Path, tmp_path: Path, passes):
     both = [start(tmp_path / "reference", model_folder, slow=0) for _ in range(2)]
     for process in both:

@@ -141,6 +141,7 @@ def test_checkpointing_gives_the_same_run(dil_here, small_run, tmp_path: Path):
         assert other == pytest.approx(row, rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_several_runs_from_one_command(dil_here, small_run, tmp_path: Path):
     code, _, err = dil_here("train", "-m", *small_run, "loss=ukl,dpo", "seed=0,1")
     assert code == 0, err
@@ -252,6 +253,7 @@ def test_ctrl_c_ends_with_130(small_run, tmp_path: Path):
     assert not (only_folder(tmp_path / "outputs") / "result.json").exists()
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_does_not_end_the_run(small_run, tmp_path: Path):
     import os
     import subprocess
