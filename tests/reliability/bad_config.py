@@ -111,7 +111,7 @@ WORDS = {
     "a key taken out": (["~optim.lr"], "nothing can be taken out"),
     "a key set twice as new": (["+optim.lr=1"], "optim.lr exists already"),
     "unknown option": (["--multrun"], "did you mean --multirun?"),
-    "unknown root config": (["--config-name", "nope"], "leave --config-name"),
+    "unknown root config": (["--config-name", "nope"], "no option --config-name"),
     "no folder of configs": (["--config-dir", "nope"], "nope' not found"),
 }  # fmt: skip
 """Words after those of a run that would train."""
