@@ -49,7 +49,6 @@ def register_schemas() -> None:
         store.store(group="schema", name=name, node=node)
     for name, benchmark in schema.BENCHMARKS.items():
         store.store(group="schema/benchmark", name=name, node=benchmark)
-    store.store(group="schema/benchmark", name="winrate", node=judging.WinrateConfig)
     for name, judge in judging.JUDGES.items():
         store.store(group="schema/judge", name=name, node=judge)
     for name in ("model", "data", "optim", "tracker"):

@@ -25,7 +25,7 @@ from dil_cli.config.help import choices
 from dil_cli.config.judging import JUDGES
 from dil_cli.config.paths import conf_dir, config_dirs
 from dil_cli.config.planning import ROOTS
-from dil_cli.config.schema import TrainConfig
+from dil_cli.config.schema import BENCHMARKS, TrainConfig
 from dil_cli.errors import DilError
 from dil_cli.losses import registry
 from dil_cli.losses.check import place_of
@@ -70,7 +70,8 @@ def known_keys(config: type = TrainConfig, prefix: str = "") -> list[str]:
     for f in dataclasses.fields(config):
         key = prefix + f.name
         keys.append(key)
-        nested = registry.LOSSES.values() if key == "loss" else [types[f.name], *get_args(types[f.name])]
+        chosen = {"loss": registry.LOSSES, "benchmark": BENCHMARKS}.get(key)
+        nested = chosen.values() if chosen else [types[f.name], *get_args(types[f.name])]
         for kind in nested:
             if dataclasses.is_dataclass(kind) and isinstance(kind, type):
                 keys += known_keys(kind, f"{key}.")
@@ -104,8 +105,8 @@ def unknown_key(key: str, command: str, value: str = "", owner: type | None = No
     fields = dataclasses.fields(owner) if owner is not None and dataclasses.is_dataclass(owner) else ()
     siblings = [f.name for f in fields]
     elsewhere = [known for known in known_keys(ROOTS[command]) if not known.startswith("loss.")]
-    # optim.lr before model.lr: the run's value before the model's suggestion for it.
-    elsewhere.sort(key=lambda known: known.startswith("model."))
+    # optim.lr before model.lr: the run's value before the model's suggestion for it. benchmark.limit before data.limit.
+    elsewhere.sort(key=lambda known: (known.startswith("model."), not known.startswith("benchmark.")))
     close = (
         [prefix + name for name in get_close_matches(leaf, siblings, n=1, cutoff=0.75)]
         or [known for known in elsewhere if known.rpartition(".")[2] == leaf][:1]

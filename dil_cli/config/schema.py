@@ -10,7 +10,7 @@ from enum import Enum
 from typing import Any
 
 from dil_cli.config.harness_schema import HarnessConfig
-from dil_cli.config.judging import check_judge
+from dil_cli.config.judging import WinrateConfig, check_judge
 from dil_cli.errors import (
     DilError,
     require,
@@ -454,5 +454,5 @@ class EvalConfig:
 ROOTS = {"train": TrainConfig, "sweep": TrainConfig, "doctor": TrainConfig, "eval": EvalConfig}
 """The whole config of each command that does something with pairs; `planning.py` adds that of `dil plan`."""
 
-BENCHMARKS = {"likelihood": LikelihoodConfig, "harness": HarnessConfig}
+BENCHMARKS = {"likelihood": LikelihoodConfig, "harness": HarnessConfig, "winrate": WinrateConfig}
 """Schemas that the YAML of `benchmark=` inherits."""

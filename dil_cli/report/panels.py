@@ -192,12 +192,29 @@ def _draw_numerics(axes: Axes, curves: Mapping[str, Curve], looks: Mapping[str, 
     for label, curve in curves.items():
         values_N = 100 * curve.mean_N if scale == "percent" else curve.mean_N
         _plot(axes, curve.x_N, values_N, looks[label], width=1.3, size=3, every=max(1, len(values_N) // 10))
-    if scale == "log" and any((curve.mean_N > 0).any() for curve in curves.values()):
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("e+", "e"))
+    positive = [curve.mean_N[curve.mean_N > 0] for curve in curves.values()]
+    if scale == "log" and any(map(len, positive)):
+        _scale_by_decades(axes, np.concatenate(positive))
     axes.set_xlabel("optimiser step", fontsize=9)
     axes.set_ylabel(name, fontsize=9)
     axes.locator_params(axis="x", integer=True, nbins=6)
+
+
+def _scale_by_decades(axes: Axes, values_N: Float64) -> None:
+    """A log scale where the values span a decade; its labels are plain numbers, since the SVG has no mathtext."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    span = values_N.max() / values_N.min()
+    if span < 10:
+        return
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(_plain)
+    axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+    axes.yaxis.set_minor_formatter(_plain if span < 100 else NullFormatter())
+
+
+def _plain(value: float, _: int) -> str:
+    return f"{value:g}".replace("e+", "e")
 
 
 def _draw_steps(axes: Axes, curves: Mapping[str, Curve], looks: Mapping[str, Line]) -> None:
