@@ -10,6 +10,7 @@ outputs/<name>-<hash8>/
   dynamics.png      chosen, rejected and margin over the steps
   result.json       written last: a run with it is finished
   failure.json      why a run stopped before its end
+  profile/          trace.json.gz: a few steps as torch's profiler saw them, where profile=true
   resume/           what an unfinished run goes on from, and who trains it now; gone when it is finished
 ```
 """
@@ -73,6 +74,11 @@ class RunFolder:
     def resume(self) -> Path:
         """States, lock and owner of an unfinished run (`states.py`, `owner.py`)."""
         return self.path / "resume"
+
+    @property
+    def profile(self) -> Path:
+        """Folder of the trace that `profile=true` leaves."""
+        return self.path / "profile"
 
     @property
     def checkpoints(self) -> Path:

@@ -144,8 +144,6 @@ def check_keys(composed: DictConfig, command: str = "train", prefix: str = "") -
 
 def _missing_choice(error: MissingConfigException, command: str, argv: Sequence[str]) -> DilError:
     match = re.search(r"Could not (?:find|load) '([^']+)'", str(error))
-    if match is None and not error.options:
-        return DilError(_first(error), f"dil {command}", "leave --config-name and --config-path out")
     group, _, choice = (match.group(1) if match else "").rpartition("/")
     if group.startswith("schema"):
         refused = custom.refusal(choice, argv)

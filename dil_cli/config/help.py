@@ -55,6 +55,7 @@ VALUES = {
         "checkpoint.resume_minutes": "between states that a killed run goes on from (5)",
         "resume": "auto|must|never: an unfinished run goes on, must do so, or starts over",
         "precision, device": "auto|fp32|bf16, auto|cpu|cuda|mps",
+        "profile=true": "trace steps 4 to 6 by torch's profiler: profile/trace.json.gz in the run's folder",
         "allow_custom=true": "run the Python files beside your own YAML in --config-dir",
         "hydra.run.dir": "a run folder of your own choice",
     },

@@ -18,8 +18,8 @@ from dil_cli.config.schema import TrainConfig
 T = TypeVar("T")
 
 NOT_IDENTITY = (
-    "output", "tracker", "device", "preset", "allow_custom", "resume", "optim.token_budget", "model.token_budget",
-    "checkpoint.keep", "checkpoint.resume_minutes",
+    "output", "tracker", "device", "preset", "allow_custom", "resume", "profile", "optim.token_budget",
+    "model.token_budget", "checkpoint.keep", "checkpoint.resume_minutes",
 )  # fmt: skip
 """Keys that change where and how a run is computed and shown, not what it computes."""
 

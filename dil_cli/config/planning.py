@@ -56,7 +56,7 @@ class PlannedAdapter:
 class PlanConfig(TrainConfig):
     """A run as `dil train` takes it, and what it is planned for.
 
-    gpu: a device of `plan/devices.py`, or cpu; null is what this machine has.
+    gpu: a device of `models/devices.py`, or cpu; null is what this machine has.
     mfu: the part of the device's peak rate that is assumed to be reached.
     pairs: to train on; null counts them, or knows them of a data set of conf/data.
     lengths: mean tokens of prompt, chosen and rejected response; null counts them where model and data are here.

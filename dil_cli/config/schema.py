@@ -334,7 +334,8 @@ class TrainConfig:
 
     `loss` is one of the dataclasses in `dil_cli.losses`, or a user's own. `preset` says where the published values
     for this loss on this model come from, where conf/preset has them. `allow_custom` lets Python files beside the
-    user's YAML run (`config/custom.py`); it counts on the command line only.
+    user's YAML run (`config/custom.py`); it counts on the command line only. `profile` writes a trace of a few steps
+    (`train/profiling.py`) into the run's folder.
     """
 
     name: str
@@ -345,6 +346,7 @@ class TrainConfig:
     preset: str | None = None
     allow_custom: bool = False
     resume: Resume = Resume.auto
+    profile: bool = False
     model: ModelConfig
     data: DataConfig
     loss: Any

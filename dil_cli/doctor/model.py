@@ -16,7 +16,7 @@ from dil_cli.errors import DilError
 from dil_cli.models.load import resolve_source
 from dil_cli.tracking.console import make_console
 from dil_cli.train.ready import pick_device, ready_policy
-from dil_cli.train.sizes import device_memory, free_disk, machine_memory, size_text
+from dil_cli.train.sizes import device_memory, free_disk, machine_memory, size_text, states_at_once
 
 ROOMY = 10
 """Checkpoints for which there should be room, and bytes that should be free in any case."""
@@ -72,13 +72,15 @@ def disk(config: TrainConfig) -> Iterator[Finding]:
     if parameters is None:
         yield ok("disk", text, free_bytes=free)
         return
-    need = parameters * _bytes_each(config)
-    text += f", a checkpoint takes {size_text(need)}"
-    facts = {"free_bytes": free, "checkpoint_bytes": need}
+    checkpoint = parameters * _bytes_each(config)
+    states = states_at_once(config.checkpoint)
+    state = checkpoint * (1 + _moments(config))
+    text += f", a checkpoint takes {size_text(checkpoint)}, {states} resume states {size_text(states * state)}"
+    facts = {"free_bytes": free, "checkpoint_bytes": checkpoint, "states_bytes": states * state}
     room = "make room, or output=DIR on a larger disk"
-    if free < need:
+    if free < checkpoint + states * state:
         yield error("disk", text, room, **facts)
-    elif free < max(ROOMY * need, LITTLE):
+    elif free < max(ROOMY * checkpoint + states * state, LITTLE):
         yield warning("disk", text, f"{room}; dil train --dry-run tells what one run needs", **facts)
     else:
         yield ok("disk", text, **facts)
@@ -101,9 +103,8 @@ def count_parameters(folder: Path) -> int | None:
 def _fit(config: TrainConfig, parameters: int) -> Finding | None:
     """The finding that the model cannot be loaded or trained for its size, before that is tried."""
     device = pick_device(config.device)
-    # Weights, their gradients, and the optimiser's: two of AdamW, one of Muon.
-    states = 4 if config.optim.kind is Optimiser.adamw else 3
-    need, there = parameters * _bytes_each(config) * states, device_memory(device)
+    held = 2 + _moments(config)  # weights, their gradients, and the optimiser's
+    need, there = parameters * _bytes_each(config) * held, device_memory(device)
     loading, machine = parameters * _bytes_each(config), machine_memory()
     text = f"{config.model.path}: {parameters:,} parameters"
     fix = "a machine with more memory, a smaller model, or model.dtype=bf16 with what it loses"
@@ -115,6 +116,11 @@ def _fit(config: TrainConfig, parameters: int) -> Finding | None:
         what = f"are read into the machine's memory first: {size_text(loading)} of {size_text(machine)}"
         return error("model", f"{text} {what}", fix, **facts)
     return None
+
+
+def _moments(config: TrainConfig) -> int:
+    """Numbers that the optimiser keeps of each weight."""
+    return 2 if config.optim.kind is Optimiser.adamw else 1
 
 
 def _bytes_each(config: TrainConfig) -> int:

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING
 from dil_cli.config.planning import AdapterKind, PlanConfig, Sharding
 from dil_cli.config.schema import ModelConfig, Precision, WeightType
 from dil_cli.errors import DilError
-from dil_cli.plan.devices import Device, find_device
+from dil_cli.models.devices import Device, find_device
+from dil_cli.models.flops import forward_flops
 from dil_cli.plan.geometries import geometry
 from dil_cli.plan.lengths import Lengths, lengths_of
 from dil_cli.plan.memory import Memory, Setup, memory
 from dil_cli.plan.show import as_dict, as_text
 from dil_cli.plan.trace import Adapter, Traced, trace_step
-from dil_cli.plan.work import Disk, Time, disk, forward_flops, run_time
+from dil_cli.plan.work import Disk, Time, disk, run_time
 from dil_cli.train.ready import stay_offline_if_local
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def make_plan(config: PlanConfig) -> Plan:
     fits = held.total <= planner.limit
     return Plan(
         config, device, setup, bf16, step, held, lengths, time,
-        disk(config, step, time.steps, planner.held_bytes),
+        disk(config, step, time, planner.held_bytes),
         budget=planner.largest_budget,
         changes=() if fits else tuple(planner.changes()),
     )  # fmt: skip

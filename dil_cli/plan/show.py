@@ -109,11 +109,15 @@ def _time(plan: Plan) -> list[str]:
 
 def _disk(plan: Plan) -> list[str]:
     room = plan.disk
-    number = round(room.checkpoints / room.checkpoint)
+    number, states = round(room.checkpoints / room.checkpoint), round(room.states / room.state)
     return [
         "disk, GB",
         _row("checkpoints", room.checkpoints / 1e9, f"{number} of {room.checkpoint / 1e9:.3g}"),
-        _row("resume states", room.states / 1e9, f"2 of {room.state / 1e9:.3g} while it runs, a third in writing"),
+        _row(
+            "resume states",
+            room.states / 1e9,
+            f"{states} of {room.state / 1e9:.3g} while it runs, one of them in writing",
+        ),
     ]
 
 

@@ -27,6 +27,7 @@ from dil_cli.config.schema import ModelConfig, OptimConfig
 from dil_cli.data.packing import pack_pairs
 from dil_cli.errors import DilError
 from dil_cli.models import response_head
+from dil_cli.models.flops import matrix_weights
 from dil_cli.models.logps import packed_logps
 from dil_cli.models.packed_attention import TILES, PackRefused, register, stems_of
 from dil_cli.models.tiled_attention import forget_masks
@@ -263,8 +264,6 @@ def _bytes(model: nn.Module) -> int:
 def _numbers(model: PreTrainedModel) -> dict[str, int]:
     """Parameters: all, trained, of the largest layer, outside the layers."""
     total = sum(p.numel() for p in model.parameters())
-    ends = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    ends |= {id(head.weight)} if (head := model.get_output_embeddings()) is not None else set()  # type: ignore[no-untyped-call]
     stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
     layers = max(([sum(p.numel() for p in layer.parameters()) for layer in stack] for stack in stacks), key=sum)
     return {
@@ -272,5 +271,5 @@ def _numbers(model: PreTrainedModel) -> dict[str, int]:
         "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "layer": max(layers),
         "outside": total - sum(layers),
-        "matrices": sum(p.numel() for p in model.parameters() if p.ndim > 1 and id(p) not in ends),
+        "matrices": matrix_weights(model),
     }

@@ -1,46 +1,21 @@
 """Time from FLOPs and disk from bytes, for a whole run.
 
-A pair has P prompt tokens and responses of C and R. Its forward pass, in FLOPs (a multiply and an add are two), over
-what must be computed: the prompt once, no padding, a response's last token predicted and never read.
-
-    body       2 W (P + C - 1 + R - 1)    W weights of the layers' matrices; every expert's, where there are experts
-    attention  4 L H K                    L layers, H heads x head size, K keys summed over queries
-    head       2 D V (C + R)              D hidden dimension, V vocabulary
-
-The backward pass is twice the forward pass, once where weights are frozen. The head's logits are always computed again
-in it, with checkpointing the rest too. `benchmarks/limit.py` counts the same without what is computed again.
+A pair's forward pass is counted in `models/flops.py`. To that and the backward pass comes what is computed twice: the
+head's logits always, with checkpointing every layer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from dil_cli.config.planning import PlanConfig
-from dil_cli.plan.devices import Device
+from dil_cli.models.devices import Device
+from dil_cli.models.flops import Forward, backward_passes
 from dil_cli.plan.lengths import Lengths
 from dil_cli.plan.memory import SHARDED, Setup
 from dil_cli.plan.trace import Traced
 from dil_cli.train.batches import StepPlan
-from dil_cli.types import TokenisedPair
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
-
-
-@dataclass(frozen=True)
-class Forward:
-    """FLOPs of one forward pass over a pair, the mean of several."""
-
-    body: float
-    attention: float
-    head: float
-
-    @property
-    def total(self) -> float:
-        """All of it."""
-        return self.body + self.attention + self.head
+from dil_cli.train.sizes import checkpoints_at_once, states_at_once
 
 
 @dataclass(frozen=True)
@@ -66,7 +41,7 @@ class Time:
 
 @dataclass(frozen=True)
 class Disk:
-    """Bytes of the run folder: of one checkpoint, of all, of one resume state, of the two that are kept."""
+    """Bytes of the run folder: of one checkpoint, of all that lie there at once, of one resume state, of all these."""
 
     checkpoint: float
     checkpoints: float
@@ -74,28 +49,12 @@ class Disk:
     states: float
 
 
-def forward_flops(shape: PretrainedConfig, matrices: int, pairs: Sequence[TokenisedPair]) -> Forward:
-    """Mean over `pairs` (formulas at the top); `matrices` is W."""
-    text = shape.get_text_config()
-    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    body = attention = head = 0.0
-    for pair in pairs:
-        prompt = len(pair.prompt)
-        responses = [len(response) for response in (pair.chosen, pair.rejected) if len(response)]
-        read = [number - 1 for number in responses]
-        keys = prompt * (prompt + 1) / 2 + sum(n * prompt + n * (n + 1) / 2 for n in read)
-        body += 2 * matrices * (prompt + sum(read))
-        attention += 4 * text.num_hidden_layers * text.num_attention_heads * size * keys
-        head += 2 * text.hidden_size * text.vocab_size * sum(responses)
-    return Forward(body / len(pairs), attention / len(pairs), head / len(pairs))
-
-
 def run_time(
     config: PlanConfig, step: Traced, forward: Forward, lengths: Lengths, setup: Setup, device: Device, bf16: bool
 ) -> Time:
     """What the run computes, and how long that takes at `config.mfu` of the peak; communication is not counted."""
     plan = StepPlan(lengths.pairs, config.optim.batch_size, config.optim.epochs, config.seed)
-    backward = 1 + step.trained / step.parameters
+    backward = backward_passes(step.trained, step.parameters)
     pair = forward.total * (1 + backward) + forward.head
     if config.model.gradient_checkpointing:
         pair += forward.body + forward.attention
@@ -123,12 +82,10 @@ def run_time(
     )
 
 
-def disk(config: PlanConfig, step: Traced, steps: int, held_bytes: int) -> Disk:
+def disk(config: PlanConfig, step: Traced, time: Time, held_bytes: int) -> Disk:
     """Checkpoints hold the trained weights (an adapter's alone), resume states the optimiser's moments too."""
     one = float(step.trained * held_bytes)
-    every, keep = config.checkpoint.every, config.checkpoint.keep
-    number = 1 + (steps - 1) // every if every else 1
-    if keep is not None:
-        number = min(number, keep + 1)
     state = one + step.moments
-    return Disk(one, one * number, state, 2 * state)
+    checkpoints = checkpoints_at_once(time.steps, config.checkpoint)
+    states = states_at_once(config.checkpoint, time.steps, time.train + time.update + time.probe)
+    return Disk(one, one * checkpoints, state, state * states)

@@ -12,6 +12,9 @@ from dil_cli.tracking.sink import Row, RunInfo
 if TYPE_CHECKING:
     from rich.table import Table
 
+MUCH_WAITING = 0.05
+"""Part of a step's time without data from which on the console says so."""
+
 
 @dataclass
 class Journey:
@@ -96,9 +99,13 @@ def since_start(row: Row) -> str:
 
 
 def step_numbers(row: Row) -> str:
-    """Loss and throughput of a step, as far as its row has them."""
-    parts = (("loss", "loss {:.4f}"), ("pairs_per_s", "{:.3g} pairs/s"), ("tokens_per_s", "{:.0f} tokens/s"))
-    return "  ".join(text.format(row[key]) for key, text in parts if row.get(key) is not None)
+    """Loss and throughput of a step, as far as its row has them; what waits for data is said where it matters."""
+    parts = (
+        ("loss", "loss {:.4f}"), ("pairs_per_s", "{:.3g} pairs/s"), ("tokens_per_s", "{:.0f} tokens/s"),
+        ("mfu", "{:.0%} of peak"), ("communication", "{:.0%} communication"),
+    )  # fmt: skip
+    waits = (("data_wait", "{:.0%} waiting for data"),) if (row.get("data_wait") or 0) >= MUCH_WAITING else ()
+    return "  ".join(text.format(row[key]) for key, text in (*parts, *waits) if row.get(key) is not None)
 
 
 def clock(seconds: float) -> str:

@@ -23,14 +23,21 @@ from dil_cli.models.load import weights_fingerprint
 from dil_cli.tracking.console import ConsoleSink, make_console, tell
 from dil_cli.train.batches import StepPlan
 from dil_cli.train.estimate import Memory, Pieces, Time, count, tokens_of, tokens_of_run
-from dil_cli.train.loop import peak_memory_gb
 from dil_cli.train.optimiser import build_optimisers, lr_factor, set_lr
 from dil_cli.train.preflight import check_column, check_reference, show_pair
 from dil_cli.train.prepare import Prepared, prepare
 from dil_cli.train.ready import stay_offline_if_local
 from dil_cli.train.reference import look_up, open_cache, reference_column
-from dil_cli.train.sizes import device_memory, free_disk, size_text, weight_bytes
-from dil_cli.train.step import NOTHING, Batch, Gradient, accumulate_gradient, apply_gradient
+from dil_cli.train.sizes import (
+    checkpoints_at_once,
+    device_memory,
+    free_disk,
+    peak_memory_gb,
+    size_text,
+    states_at_once,
+    weight_bytes,
+)
+from dil_cli.train.step import Batch, Gradient, accumulate_gradient, apply_gradient, as_read
 from dil_cli.types import PairLogps, TokenisedPair
 
 PREFLIGHT_PAIRS = 8
@@ -119,7 +126,7 @@ class DryRun:
             start=start,
             reference=self.scoring.whole(tokens_of(missing)) if missing else 0.0,
             reference_pairs=len(missing),
-            steps=self.stepping.whole(tokens_of_run(self._read(self.pairs), self.plan)),
+            steps=self.stepping.whole(tokens_of_run(as_read(self.pairs, self.loss), self.plan)),
             number=self.plan.total,
             probe=probes * tokens_of(self.probe) / self.scoring.rate,
             probes=probes,
@@ -179,7 +186,7 @@ class DryRun:
         began = time.perf_counter()
         self.model.train()
         for step, batch in enumerate(batches):
-            tokens = tokens_of(self._read(batch.pairs))
+            tokens = tokens_of(as_read(batch.pairs, self.loss))
             if step and time.perf_counter() - began + tokens / self.stepping.rate > STEPPING_S:
                 break
             with self.stepping.timed(tokens):
@@ -208,10 +215,6 @@ class DryRun:
     def _accumulate(self, batch: Batch) -> Gradient:
         return accumulate_gradient(self.model, self.loss, batch, self.compute)
 
-    def _read(self, pairs: Sequence[TokenisedPair]) -> Sequence[TokenisedPair]:
-        """The pairs as a step reads them."""
-        return pairs if self.loss.needs_rejected else [replace(pair, rejected=NOTHING) for pair in pairs]
-
     def _memory(self, optimisers: Sequence[torch.optim.Optimizer]) -> Memory:
         trained = [p for p in self.model.parameters() if p.requires_grad]
         kept = [x for opt in optimisers for state in opt.state.values() for x in state.values()]
@@ -235,17 +238,24 @@ class DryRun:
         return CPU_GROWTH
 
     def _report(self, memory: Memory, spent: Time) -> None:
-        every = self.config.checkpoint.every
-        checkpoints = 1 + (len(range(every, self.plan.total, every)) if every else 0)
-        need, free = checkpoints * weight_bytes(self.model), free_disk(self.folder.path)
+        config, free = self.config.checkpoint, free_disk(self.folder.path)
+        checkpoints = checkpoints_at_once(self.plan.total, config)
+        states = states_at_once(config, self.plan.total, spent.steps + spent.probe)
+        of_checkpoints, of_states = checkpoints * memory.weights, states * (memory.weights + memory.optimiser)
+        need = of_checkpoints + of_states
+        parts = (
+            f"{size_text(of_checkpoints)} for {count(checkpoints, 'checkpoint')}, "
+            f"{size_text(of_states)} for {count(states, 'resume state')}"
+        )
         for line in [*memory.lines(), *spent.lines()]:
             self.console.note(line)
-        self.console.note(f"disk    {size_text(need)} for {count(checkpoints, 'checkpoint')}, {size_text(free)} free")
+        self.console.note(f"disk    {size_text(need)} at most ({parts}), {size_text(free)} free")
         if self.folder.manifest.is_file():
             self.console.note(f"an unfinished run is in {self.folder.path}; the times are of a whole one")
         if need > free:
             raise RunFailed(
-                f"the checkpoints need {size_text(need)}, {size_text(free)} are free", str(self.folder.path.parent),
-                "make room, output=DIR on a larger disk, or a larger checkpoint.every",
-            )  # fmt: skip
+                f"the run needs {size_text(need)} of disk ({parts}), {size_text(free)} are free",
+                str(self.folder.path.parent),
+                "make room, output=DIR on a larger disk, a larger checkpoint.every, or checkpoint.resume_minutes=null",
+            )
         self.console.note(f"dry run: nothing was written; the run would be in {self.folder.path}")

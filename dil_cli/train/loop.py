@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
-import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +12,10 @@ from dil_cli.dynamics.measure import Compute
 from dil_cli.dynamics.statistics import pair_statistics
 from dil_cli.losses import PreferenceLoss
 from dil_cli.train.batches import StepPlan
+from dil_cli.train.clock import Part, StepClock
 from dil_cli.train.optimiser import lr_factor, set_lr
-from dil_cli.train.step import Batch, Gradient, accumulate_gradient, apply_gradient
+from dil_cli.train.step import Batch, Gradient, accumulate_gradient, apply_gradient, as_read
+from dil_cli.train.throughput import Meter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -42,23 +41,24 @@ def train(
     def accumulate(batch: Batch) -> Gradient:
         return accumulate_gradient(model, loss, batch, compute)
 
+    clock, meter = StepClock(), Meter(model, compute)
     model.train()
     for step in range(done, plan.total):
-        started = time.perf_counter()
+        clock.begin()
         batch = pairs.part(plan.pairs_at(step))
         lr = set_lr(optimisers, lr_factor(step, plan.total, optim))
-        gradient = accumulate(batch)
-        norm = apply_gradient(model, optimisers, batch, optim.clip, rescore=accumulate)
-        seconds = time.perf_counter() - started
+        with clock.part(Part.compute):
+            gradient = accumulate(batch)
+        with clock.part(Part.update):
+            norm = apply_gradient(model, optimisers, batch, optim.clip, rescore=accumulate)
+        work = meter.work(as_read(batch.pairs, loss), gradient.tokens, clock)
         row = {
             "step": step + 1,
             "epoch": (step + 1) / plan.steps_per_epoch,
             "lr": lr,
             "grad_norm": norm,
             **step_statistics(gradient, loss),
-            "pairs_per_s": len(batch.pairs) / seconds,
-            "tokens_per_s": gradient.tokens / seconds,
-            "memory_gb": peak_memory_gb(compute.device),
+            **meter.row([work]),
         }
         after_step(step + 1, row)
 
@@ -74,11 +74,3 @@ def step_statistics(gradient: Gradient, loss: PreferenceLoss) -> dict[str, float
         row["weight/rejected"] = float(gradient.weight_rejected_B.double().mean())
     row["guard/frac"] = float(gradient.guarded_B.double().mean())
     return row
-
-
-def peak_memory_gb(device: torch.device) -> float:
-    """Most memory used so far: on the accelerator, or resident in this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9

@@ -42,6 +42,7 @@ from dil_cli.train.optimiser import build_optimisers
 from dil_cli.train.preflight import check_column, check_reference, show_pair
 from dil_cli.train.prepare import Prepared, prepare
 from dil_cli.train.probe import Probe
+from dil_cli.train.profiling import profiled
 from dil_cli.train.ready import stay_offline_if_local
 from dil_cli.train.reference import complete, look_up, open_cache
 from dil_cli.train.resume import refuse_drift, restore, save_state, saved_reference
@@ -267,24 +268,21 @@ class Run:
         began, before = time.monotonic(), self.seconds
         self._saved, self._save_seconds = began, 0.0
 
-        def after_step(step: int, row: dict[str, Any]) -> None:
-            self.step, self.seconds = step, before + time.monotonic() - began
-            self._after_step(row, batch)
-
-        optim = self.config.optim
+        trace = self.folder.profile if self.config.profile else None
+        to_go = self.plan.total - self.step
         self.signals.deferring = True
         try:
-            train(
-                self.model,
-                self.config.loss,
-                self.optimisers,
-                batch,
-                self.plan,
-                optim,
-                self.compute,
-                after_step,
-                done=self.step,
-            )
+            with profiled(trace, self.compute.device, to_go, self.console.note) as stepped:
+
+                def after_step(step: int, row: dict[str, Any]) -> None:
+                    self.step, self.seconds = step, before + time.monotonic() - began
+                    self._after_step(row, batch)
+                    stepped()
+
+                train(
+                    self.model, self.config.loss, self.optimisers, batch, self.plan, self.config.optim, self.compute,
+                    after_step, done=self.step,
+                )  # fmt: skip
         except RunFailed as failure:
             lost = isinstance(failure, WeightsLost)
             kept = "is lost, but for its checkpoints and states" if lost else f"is in {self._save()}"

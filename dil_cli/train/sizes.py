@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import os
+import resource
 import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from dil_cli.artifacts.states import KEPT
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    from dil_cli.config.schema import CheckpointConfig
 
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
@@ -46,6 +53,36 @@ def device_memory(device: torch.device) -> int | None:
     return machine_memory()
 
 
+def peak_memory_gb(device: torch.device) -> float:
+    """Most memory used so far, 10^9 bytes: on the accelerator, or resident in this process."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9
+
+
 def weight_bytes(model: nn.Module) -> int:
     """Bytes of the weights, tied ones once; a checkpoint takes as much, its tokenizer aside."""
     return sum(p.numel() * p.element_size() for p in model.parameters())
+
+
+def checkpoints_at_once(steps: int, config: CheckpointConfig) -> int:
+    """Most checkpoints that a run of so many steps keeps: the one at its end, and those on its way."""
+    number = 1 + (len(range(config.every, steps, config.every)) if config.every else 0)
+    # The newest so many and the best; one more is written before another is removed.
+    return number if config.keep is None else min(number, config.keep + 2)
+
+
+def states_at_once(config: CheckpointConfig, steps: float = math.inf, seconds: float = math.inf) -> int:
+    """Most resume states that lie there: those that are kept, while one more is written.
+
+    Args:
+        config: says how often they are saved; without `resume_minutes` only when the run is told to stop.
+        steps: of the run, where they are known.
+        seconds: of its training, where they are known.
+    """
+    minutes = config.resume_minutes
+    by_clock = 0.0 if minutes is None else min(steps - 1, seconds / (60 * minutes) if minutes else math.inf)
+    return int(min(KEPT + 1, max(1.0, by_clock)))

@@ -100,8 +100,7 @@ def accumulate_gradient(model: PreTrainedModel, loss: PreferenceLoss, batch: Bat
     Raises:
         RunFailed: when a loss or its derivative is not finite, naming the rows of the pairs.
     """
-    if not loss.needs_rejected:
-        batch = replace(batch, pairs=[replace(pair, rejected=NOTHING) for pair in batch.pairs])
+    batch = replace(batch, pairs=as_read(batch.pairs, loss))
     groups = split_batch(batch.pairs, compute)
     whole = None
     if loss.couples_batch and len(groups) > 1:
@@ -118,6 +117,11 @@ def accumulate_gradient(model: PreTrainedModel, loss: PreferenceLoss, batch: Bat
             ends, [slope_B.to(end_B) / len(batch.pairs) for slope_B, end_B in zip(slopes, ends, strict=True)]
         )
     return _gather(parts, groups) if whole is None else whole
+
+
+def as_read(pairs: Sequence[TokenisedPair], loss: PreferenceLoss) -> Sequence[TokenisedPair]:
+    """The pairs as a step reads them: without the rejected response where the loss does not look at it."""
+    return pairs if loss.needs_rejected else [replace(pair, rejected=NOTHING) for pair in pairs]
 
 
 def differentiate(loss: PreferenceLoss, batch: Batch, policy: PairLogps) -> Gradient:

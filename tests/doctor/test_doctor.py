@@ -80,6 +80,7 @@ def test_json_has_the_facts(doctor: Doctor):
     assert list(found) == NAMES
     assert found["model"]["facts"]["parameters"] == 2_164_416
     assert found["disk"]["facts"]["checkpoint_bytes"] == 4 * 2_164_416
+    assert found["disk"]["facts"]["states_bytes"] == 3 * 3 * 4 * 2_164_416
     assert found["packages"]["facts"]["packages"]["torch"] == metadata.version("torch")
     assert found["attention"]["facts"] == {"layout": "shared", "attention": "dil_tiles"}
     assert found["hub"]["status"] == "warning"
@@ -249,8 +250,12 @@ def test_a_model_that_does_not_fit_is_not_loaded(doctor: Doctor, monkeypatch: py
     )
 
 
-@pytest.mark.parametrize(("free", "status", "code"), [(8e6, "error", 1), (9e8, "warning", 0), (2e9, "ok", 0)])
+@pytest.mark.parametrize(
+    ("free", "status", "code"),
+    [(8e6, "error", 1), (86e6, "error", 1), (87e6, "warning", 0), (9e8, "warning", 0), (2e9, "ok", 0)],
+)
 def test_room_on_the_disk(free, status, code, doctor: Doctor, monkeypatch: pytest.MonkeyPatch):
+    """A checkpoint of 8.66 MB, and three resume states of weights and AdamW's two moments: 86.6 MB."""
     monkeypatch.setattr(model, "free_disk", lambda folder: int(free))
     assert (doctor()[0], doctor()[1]["disk"]["status"]) == (code, status)
 

@@ -27,13 +27,13 @@ from dil_cli.config.planning import Sharding
 from dil_cli.config.schema import ModelConfig, OptimConfig, WeightType
 from dil_cli.data.packing import pack_pairs, packed_tokens
 from dil_cli.errors import DilError
+from dil_cli.models.devices import DEVICES, find_device
+from dil_cli.models.flops import forward_flops
 from dil_cli.models.load import check_length
-from dil_cli.plan.devices import DEVICES, find_device
 from dil_cli.plan.geometries import empty_model, geometry
 from dil_cli.plan.lengths import Lengths
 from dil_cli.plan.memory import OVERHEAD, Setup, memory
 from dil_cli.plan.trace import Adapter, Traced, trace_step
-from dil_cli.plan.work import forward_flops
 from dil_cli.types import TokenisedPair
 
 NO_IDS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}

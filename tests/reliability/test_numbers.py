@@ -30,9 +30,9 @@ from dil_cli.train import prepare, ready, run
 from dil_cli.train.loop import step_statistics
 from dil_cli.train.optimiser import build_optimisers
 from dil_cli.train.step import Batch, WeightsLost, accumulate_gradient, apply_gradient
+from dil_cli.train.throughput import MEASURED
 from dil_cli.types import PairLogps, TokenisedPair
 
-CLOCK = {"pairs_per_s", "tokens_per_s", "memory_gb"}
 DIL = ("lsif", "bce", "ukl")
 
 # ---- one batch, cut in three ways
@@ -102,7 +102,7 @@ def only_run(output: Path) -> Path:
 
 def left_by(folder: Path) -> dict[str, Any]:
     """What a run leaves, less times and the names of folders."""
-    rows = [{k: v for k, v in row.items() if k not in CLOCK} for row in read_metrics(folder / "metrics.jsonl")]
+    rows = [{k: v for k, v in row.items() if k not in MEASURED} for row in read_metrics(folder / "metrics.jsonl")]
     weights = next((folder / "checkpoints").glob("*/model.safetensors")).read_bytes()
     probes = [path.read_bytes() for path in sorted((folder / "probe").iterdir())]
     return {"rows": rows, "weights": weights, "probes": probes}

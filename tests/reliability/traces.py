@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from dil_cli.tracking.record import read_metrics
+from dil_cli.train.throughput import MEASURED
 
-TIMES = {"pairs_per_s", "tokens_per_s", "memory_gb"}
 OFTEN = "checkpoint.resume_minutes=0"
 
 
@@ -23,7 +23,7 @@ class Traces:
 
 
 def traces(run: Path) -> Traces:
-    rows = [{k: v for k, v in row.items() if k not in TIMES} for row in read_metrics(run / "metrics.jsonl")]
+    rows = [{k: v for k, v in row.items() if k not in MEASURED} for row in read_metrics(run / "metrics.jsonl")]
     result = json.loads((run / "result.json").read_text())
     del result["train_seconds"]
     kept = [path for part in ("probe", "checkpoints") for path in sorted((run / part).rglob("*")) if path.is_file()]

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from dil_cli.artifacts.states import States
+from dil_cli.config.schema import CheckpointConfig
 from dil_cli.train import dry_run
 from dil_cli.train.batches import StepPlan
 from dil_cli.train.estimate import Pieces, tokens_of, tokens_of_run
+from dil_cli.train.resume import OPTIMISER, POLICY
+from dil_cli.train.sizes import checkpoints_at_once, states_at_once
 from dil_cli.types import TokenisedPair
 
 
@@ -39,7 +45,10 @@ def test_nothing_is_written_where_nothing_was(loss, dil_here, small_run, tmp_pat
     assert re.search(r"^  3 probe measurements ", out, re.MULTILINE)
     scored = 4 if loss == "sft" else 40  # the held-out pairs are the probe set; sft has no reference for the others
     assert f"{scored} pairs that the cache lacks" in out
-    assert re.search(r"^disk    \S+ kB for 3 checkpoints, ", out, re.MULTILINE)
+    disk = r"^disk    (\d+) kB at most \((\d+) kB for 3 checkpoints, (\d+) kB for 1 resume state\), "
+    found = re.search(disk, out, re.MULTILINE)
+    assert found is not None
+    need, checkpoints, state = map(int, found.groups())
     memory = r"^memory  about \S+ [MG]B of \S+ GB on cpu; the peak so far, longest pairs included, is \S+ [MG]B$"
     assert re.search(memory, out, re.MULTILINE)
     parts = re.search(r"^  weights (\d+) kB, gradients (\d+) kB, optimiser (\d+) kB, rows", out, re.MULTILINE)
@@ -47,6 +56,9 @@ def test_nothing_is_written_where_nothing_was(loss, dil_here, small_run, tmp_pat
     weights, gradients, optimiser = map(int, parts.groups())
     assert gradients == weights > 0
     assert optimiser == pytest.approx(2 * weights, rel=0.02)  # AdamW's two averages, once a step was taken
+    assert checkpoints == pytest.approx(3 * weights, abs=2)
+    assert state == pytest.approx(weights + optimiser, abs=1)
+    assert need == pytest.approx(checkpoints + state, abs=1)
 
 
 @pytest.mark.slow
@@ -131,7 +143,10 @@ def test_a_run_that_would_fail_fails(dil_here, small_run, tmp_path: Path, monkey
     monkeypatch.setattr(dry_run, "free_disk", lambda folder: 10)
     code, out, err = dil_here("train", "--dry-run", *small_run)
     assert code == 1
-    assert re.match(r"error: the checkpoints need \S+ kB, 10 B are free\nwhere: ", err)
+    lack = (
+        r"error: the run needs \S+ kB of disk \(\S+ kB for 1 checkpoint, \S+ kB for 1 resume state\), 10 B are free\n"
+    )
+    assert re.match(lack + "where: ", err)
     assert "nothing was written" not in out
 
     def exhausted(*_: object) -> None:
@@ -141,6 +156,47 @@ def test_a_run_that_would_fail_fails(dil_here, small_run, tmp_path: Path, monkey
     code, _, err = dil_here("train", "--dry-run", *small_run)
     assert code == 1
     assert err.splitlines()[-1] == "fix:   optim.token_budget=2048, or a smaller model"
+
+
+@pytest.mark.parametrize(
+    ("minutes", "steps", "seconds", "states"),
+    [
+        (5.0, 1000, 899, 2), (5.0, 1000, 901, 3), (5.0, 1000, 1e6, 3), (5.0, 3, 1e6, 2), (5.0, 1000, 10, 1),
+        (0.0, 1000, 10, 3), (0.0, 3, 10, 2), (0.0, 1, 10, 1), (None, 1000, 1e6, 1),
+    ],
+)  # fmt: skip
+def test_two_states_are_kept_and_a_third_is_written(minutes, steps, seconds, states):
+    assert states_at_once(CheckpointConfig(resume_minutes=minutes), steps, seconds) == states
+
+
+@pytest.mark.parametrize(("every", "keep", "number"), [(0, None, 1), (4, None, 3), (1, None, 9), (1, 2, 4), (4, 5, 3)])
+def test_checkpoints_that_lie_there_at_once(every, keep, number):
+    """Of 9 steps; one more than is kept while it is written, and the best beside the newest."""
+    assert checkpoints_at_once(9, CheckpointConfig(every=every, keep=keep)) == number
+
+
+def test_the_states_of_a_run_are_as_large_as_was_said(dil_here, small_run, tmp_path: Path, monkeypatch):
+    """Seen after each step of a run that saves a state after each."""
+    seen: list[int] = []
+    save = States.save
+
+    def watched(states: States, step: int, facts: dict[str, Any], write: Callable[[Path], None]) -> None:
+        def and_look(folder: Path) -> None:
+            write(folder)
+            files = [file for file in states.folder.rglob("*.safetensors") if file.name in {POLICY, OPTIMISER}]
+            seen.append(sum(file.stat().st_size for file in files))
+
+        save(states, step, facts, and_look)
+
+    often = "checkpoint.resume_minutes=0"
+    code, out, _ = dil_here("train", "--dry-run", *small_run, often)
+    assert code == 0
+    found = re.search(r"(\S+) MB for 3 resume states", out)
+    assert found is not None
+    monkeypatch.setattr(States, "save", watched)
+    code, _, err = dil_here("train", *small_run, often)
+    assert code == 0, err
+    assert max(seen) == pytest.approx(1e6 * float(found.group(1)), rel=0.06)
 
 
 def pairs(*lengths: tuple[int, int, int]) -> list[TokenisedPair]:

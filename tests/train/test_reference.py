@@ -27,9 +27,9 @@ from dil_cli.models.reference_cache import ReferenceCache, column_files, identif
 from dil_cli.tracking.record import read_metrics
 from dil_cli.train import reference
 from dil_cli.train.reference import look_up, reference_column
+from dil_cli.train.throughput import MEASURED
 from dil_cli.types import PairLogps, TokenisedPair
 
-TIMES = {"pairs_per_s", "tokens_per_s", "memory_gb"}
 COMPUTE = Compute(torch.device("cpu"), bf16=False, token_budget=256, pad_id=0)
 NOTHING = np.empty(0, np.int32)
 
@@ -60,7 +60,7 @@ def train(dil_here: Callable, small_run: list[str]) -> Callable[..., str]:
 
 
 def metrics(folder: Path) -> list[dict]:
-    return [{k: v for k, v in row.items() if k not in TIMES} for row in read_metrics(folder / "metrics.jsonl")]
+    return [{k: v for k, v in row.items() if k not in MEASURED} for row in read_metrics(folder / "metrics.jsonl")]
 
 
 def test_a_sweep_of_five_losses_costs_one_pass(train, passes, tmp_path: Path):

@@ -14,8 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from dil_cli.dynamics.plots import dynamics_curves
 from dil_cli.dynamics.probe import read_probe
 from dil_cli.tracking.record import read_metrics
-
-TIMES = {"pairs_per_s", "tokens_per_s", "memory_gb"}
+from dil_cli.train.throughput import MEASURED
 
 
 def only_folder(output: Path) -> Path:
@@ -25,7 +24,7 @@ def only_folder(output: Path) -> Path:
 
 def numbers(folder: Path) -> list[dict]:
     """The record without what a clock measured."""
-    return [{k: v for k, v in row.items() if k not in TIMES} for row in read_metrics(folder / "metrics.jsonl")]
+    return [{k: v for k, v in row.items() if k not in MEASURED} for row in read_metrics(folder / "metrics.jsonl")]
 
 
 @pytest.mark.parametrize("loss", ["lsif", "bce", "ukl", "dpo", "slic", "simpo", "sft"])

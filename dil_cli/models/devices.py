@@ -19,6 +19,7 @@ class Device:
         dil does not use.
     bandwidth: bytes/s of its memory.
     source: where the numbers stand.
+    driver: how its driver names it, less the maker's name; empty for what no driver names.
     """
 
     name: str
@@ -27,27 +28,35 @@ class Device:
     fp32: float
     bandwidth: float
     source: str
+    driver: str = ""
 
     def peak(self, bf16: bool) -> float:
         """FLOP/s in the compute type."""
         return self.bf16 if bf16 and self.bf16 is not None else self.fp32
 
 
+A100, H100 = "NVIDIA A100 data sheet", "NVIDIA H100 data sheet"
+
 DEVICES = {
     device.name: device
     for device in (
-        Device("v100-32", 32, None, 15.7e12, 0.90e12, "NVIDIA V100 data sheet, SXM2"),
-        Device("a10-24", 24, 125e12, 31.2e12, 0.60e12, "NVIDIA A10 data sheet"),
-        Device("a100-40", 40, 312e12, 19.5e12, 1.555e12, "NVIDIA A100 data sheet, SXM"),
-        Device("a100-80", 80, 312e12, 19.5e12, 2.039e12, "NVIDIA A100 data sheet, SXM"),
-        Device("rtx4090-24", 24, 165.2e12, 82.6e12, 1.008e12, "NVIDIA Ada architecture white paper, fp32 accumulation"),
-        Device("l40s-48", 48, 362e12, 91.6e12, 0.864e12, "NVIDIA L40S data sheet"),
-        Device("h100-80", 80, 989e12, 67e12, 3.35e12, "NVIDIA H100 data sheet, SXM"),
-        Device("h100-pcie-80", 80, 756e12, 51e12, 2.0e12, "NVIDIA H100 data sheet, PCIe"),
-        Device("h200-141", 141, 989e12, 67e12, 4.8e12, "NVIDIA H200 data sheet, SXM"),
-        Device("b200-180", 180, 2250e12, 75e12, 8.0e12, "NVIDIA HGX B200 data sheet"),
+        Device("v100-32", 32, None, 15.7e12, 0.90e12, "NVIDIA V100 data sheet, SXM2", "Tesla V100-SXM2-32GB"),
+        Device("a10-24", 24, 125e12, 31.2e12, 0.60e12, "NVIDIA A10 data sheet", "A10"),
+        Device("a100-40", 40, 312e12, 19.5e12, 1.555e12, f"{A100}, SXM", "A100-SXM4-40GB"),
+        Device("a100-80", 80, 312e12, 19.5e12, 2.039e12, f"{A100}, SXM", "A100-SXM4-80GB"),
+        Device("a100-pcie-40", 40, 312e12, 19.5e12, 1.555e12, f"{A100}, PCIe", "A100-PCIE-40GB"),
+        Device("a100-pcie-80", 80, 312e12, 19.5e12, 1.935e12, f"{A100}, PCIe", "A100 80GB PCIe"),
+        Device(
+            "rtx4090-24", 24, 165.2e12, 82.6e12, 1.008e12,
+            "NVIDIA Ada architecture white paper, fp32 accumulation", "GeForce RTX 4090",
+        ),
+        Device("l40s-48", 48, 362e12, 91.6e12, 0.864e12, "NVIDIA L40S data sheet", "L40S"),
+        Device("h100-80", 80, 989e12, 67e12, 3.35e12, f"{H100}, SXM", "H100 80GB HBM3"),
+        Device("h100-pcie-80", 80, 756e12, 51e12, 2.0e12, f"{H100}, PCIe", "H100 PCIe"),
+        Device("h200-141", 141, 989e12, 67e12, 4.8e12, "NVIDIA H200 data sheet, SXM", "H200"),
+        Device("b200-180", 180, 2250e12, 75e12, 7.7e12, "NVIDIA HGX B200 data sheet", "B200"),
     )
-}
+}  # fmt: skip
 """Of the rates a data sheet gives with sparsity, the dense half."""
 
 
@@ -62,7 +71,7 @@ def find_device(name: str | None, bf16: bool) -> Device:
         DilError: for a name that is not known, with those that are.
     """
     if name is None:
-        name = _here() or "cpu"
+        return gpu_here() or _cpu(bf16)
     if name == "cpu":
         return _cpu(bf16)
     if name not in DEVICES:
@@ -73,16 +82,19 @@ def find_device(name: str | None, bf16: bool) -> Device:
     return DEVICES[name]
 
 
-def _here() -> str | None:
-    """The device of the table that this machine has."""
+def gpu_here() -> Device | None:
+    """The device of the table that this machine has, None without one."""
     import torch
 
     if not torch.cuda.is_available():
         return None
-    found, memory = torch.cuda.get_device_name().lower(), torch.cuda.get_device_properties(0).total_memory / 1e9
-    fits = [d for d in DEVICES.values() if d.name.split("-")[0].removeprefix("rtx") in found]
-    fits = [d for d in fits if ("pcie" in d.name) == ("pcie" in found and "h100" in found)]
-    return min(fits, key=lambda d: abs(d.memory - memory)).name if fits else None
+    return match_gpu(torch.cuda.get_device_name())
+
+
+def match_gpu(name: str) -> Device | None:
+    """The device that its driver calls `name`, None where the table lacks it: a variant has other rates."""
+    model = name.removeprefix("NVIDIA ")
+    return next((device for device in DEVICES.values() if device.driver == model), None)
 
 
 def _cpu(bf16: bool) -> Device:
