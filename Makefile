@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types tests slow losses-epoch losses-trl bench bench-quick stability audit faults tiny wheel clean
+.PHONY: help install demo test lint types tests slow losses-epoch losses-trl eight-bit bench bench-quick stability audit faults tiny wheel clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,10 @@ losses-epoch: $(INSTALLED)  ## each loss for an epoch on the tiny model: margin 
 losses-trl: $(INSTALLED)  ## the losses against TRL 1.16, which is installed into .venv for it
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[dev,trl]'
 	$(BIN)/pytest tests/losses/test_against_trl.py
+
+eight-bit: $(INSTALLED)  ## optim=adamw_8bit for real, with bitsandbytes, which is installed into .venv for it
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[dev,quant]'
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/train/test_8bit.py tests/plan -k '8bit or 8_bit'
 
 # DATA is a folder with hh_harmless.jsonl.gz and alpaca_eval_prefs_train.jsonl.gz; without it the bundled pairs are taken.
 DATA ?=

@@ -57,6 +57,7 @@ ONLY_IN = {
     "hydra": {"config"}, "omegaconf": {"config"}, "wandb": {"tracking"},
     # lm-eval loads its own questions, and `benchmark.root` stands in for the hub while it does.
     "datasets": {"data", "evaluate"}, "lm_eval": {"evaluate"}, "peft": {"evaluate"}, "openai": {"evaluate"},
+    "bitsandbytes": {"train"},
 }  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))
 

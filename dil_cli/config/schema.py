@@ -54,9 +54,12 @@ class Device(str, Enum):
 
 
 class Optimiser(str, Enum):
-    """Update rule; muon orthogonalises the hidden matrices' update and leaves the rest to AdamW."""
+    """Update rule; adamw_8bit keeps AdamW's moments in a byte each, muon orthogonalises the hidden matrices' update and
+    leaves the rest to AdamW.
+    """
 
     adamw = "adamw"
+    adamw_8bit = "adamw_8bit"
     muon = "muon"
 
 

@@ -74,7 +74,7 @@ def disk(config: TrainConfig) -> Iterator[Finding]:
         return
     checkpoint = parameters * _bytes_each(config)
     states = states_at_once(config.checkpoint)
-    state = checkpoint * (1 + _moments(config))
+    state = checkpoint + parameters * _moment_bytes(config)
     text += f", a checkpoint takes {size_text(checkpoint)}, {states} resume states {size_text(states * state)}"
     facts = {"free_bytes": free, "checkpoint_bytes": checkpoint, "states_bytes": states * state}
     room = "make room, or output=DIR on a larger disk"
@@ -103,8 +103,8 @@ def count_parameters(folder: Path) -> int | None:
 def _fit(config: TrainConfig, parameters: int) -> Finding | None:
     """The finding that the model cannot be loaded or trained for its size, before that is tried."""
     device = pick_device(config.device)
-    held = 2 + _moments(config)  # weights, their gradients, and the optimiser's
-    need, there = parameters * _bytes_each(config) * held, device_memory(device)
+    each = 2 * _bytes_each(config) + _moment_bytes(config)  # a weight, its gradient, and the optimiser's
+    need, there = parameters * each, device_memory(device)
     loading, machine = parameters * _bytes_each(config), machine_memory()
     text = f"{config.model.path}: {parameters:,} parameters"
     fix = "a machine with more memory, a smaller model, or model.dtype=bf16 with what it loses"
@@ -118,9 +118,10 @@ def _fit(config: TrainConfig, parameters: int) -> Finding | None:
     return None
 
 
-def _moments(config: TrainConfig) -> int:
-    """Numbers that the optimiser keeps of each weight."""
-    return 2 if config.optim.kind is Optimiser.adamw else 1
+def _moment_bytes(config: TrainConfig) -> int:
+    """What the optimiser keeps of each weight."""
+    each = _bytes_each(config)
+    return {Optimiser.adamw: 2 * each, Optimiser.adamw_8bit: 2, Optimiser.muon: each}[config.optim.kind]
 
 
 def _bytes_each(config: TrainConfig) -> int:

@@ -23,7 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dil_cli.config.schema import ModelConfig, OptimConfig
+from dil_cli.config.schema import ModelConfig, OptimConfig, Optimiser
 from dil_cli.data.packing import pack_pairs
 from dil_cli.errors import DilError
 from dil_cli.models import response_head
@@ -33,7 +33,7 @@ from dil_cli.models.packed_attention import TILES, PackRefused, register, stems_
 from dil_cli.models.tiled_attention import forget_masks
 from dil_cli.plan.adapters import add_adapters
 from dil_cli.plan.geometries import empty_model
-from dil_cli.train.optimiser import build_optimisers
+from dil_cli.train.optimiser import build_optimisers, moment_bytes_8bit
 from dil_cli.types import TokenisedPair
 
 if TYPE_CHECKING:
@@ -124,7 +124,9 @@ def trace_step(
             enable: Any = policy.activation_checkpointing_enable  # untyped in transformers
             enable(activation_checkpointing_kwargs={"use_reentrant": False})
         policy.train()
-        optimisers = build_optimisers(policy, optim)
+        # An 8-bit update passes no tensor of its own: all but its moments is as in AdamW's.
+        eight_bit = optim.kind is Optimiser.adamw_8bit
+        optimisers = build_optimisers(policy, dataclasses.replace(optim, kind=Optimiser.adamw) if eight_bit else optim)
 
         def forward() -> Tensor:
             with torch.autocast("cpu", dtype=torch.bfloat16) if bf16 else nullcontext():
@@ -153,9 +155,9 @@ def trace_step(
             after_forward = counter.now.total()
             torch.autograd.backward(logps_S.sum())
             step()
-        moments = sum(
-            x.nbytes for o in optimisers for state in o.state.values() for x in state.values() if isinstance(x, Tensor)
-        )
+        kept = [x for o in optimisers for state in o.state.values() for x in state.values() if isinstance(x, Tensor)]
+        trained = [p for p in policy.parameters() if p.requires_grad]
+        moments = moment_bytes_8bit(trained) if eight_bit else sum(x.nbytes for x in kept)
         return Traced(
             weights=_bytes(policy),
             gradients=standing + counter.peak["gradient"],

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import nn
 
 from dil_cli.config.schema import OptimConfig, Optimiser, Schedule
+from dil_cli.errors import DilError
+
+SMALLEST_8BIT = 4096
+"""Parameters of fewer numbers keep float32 moments."""
+BLOCK_8BIT = 256
+"""Numbers that share a scale."""
 
 
 def build_optimisers(model: nn.Module, config: OptimConfig) -> list[torch.optim.Optimizer]:
@@ -17,19 +24,26 @@ def build_optimisers(model: nn.Module, config: OptimConfig) -> list[torch.optim.
 
     Weight decay acts on matrices, not on biases and norms. Each group keeps its peak rate, its own times
     `lr_factor`, in `peak_lr`.
+
+    Raises:
+        DilError: when the optimiser is one of an extra that is not installed.
     """
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     hidden = _hidden_matrices(model) if config.kind is Optimiser.muon else set()
     rest = [p for name, p in trained.items() if name not in hidden]
-    optimisers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(
-            [
-                {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
-                {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
-            ],
-            lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True,
-        )
-    ]  # fmt: skip
+    groups = [
+        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    settings: dict[str, Any] = {"lr": config.lr, "betas": (config.beta1, config.beta2), "eps": config.eps}
+    optimisers: list[torch.optim.Optimizer]
+    if config.kind is Optimiser.adamw_8bit:
+        check_available(config)
+        from bitsandbytes.optim import AdamW8bit
+
+        optimisers = [AdamW8bit(groups, min_8bit_size=SMALLEST_8BIT, **settings)]
+    else:
+        optimisers = [torch.optim.AdamW(groups, fused=True, **settings)]
     if hidden:
         assert config.muon_lr is not None
         assert config.muon_momentum is not None
@@ -42,6 +56,25 @@ def build_optimisers(model: nn.Module, config: OptimConfig) -> list[torch.optim.
     for group in _groups(optimisers):
         group["peak_lr"] = group["lr"] * config.lr_factor
     return optimisers
+
+
+def check_available(config: OptimConfig) -> None:
+    """What the optimiser is made of must be installed.
+
+    Raises:
+        DilError: when it is not.
+    """
+    if config.kind is Optimiser.adamw_8bit and find_spec("bitsandbytes") is None:
+        raise DilError(
+            "moments in 8 bits need bitsandbytes, which is not installed", f"optim.kind={config.kind.value}",
+            "pip install 'dil[quant]', or optim=adamw",
+        )  # fmt: skip
+
+
+def moment_bytes_8bit(parameters: Iterable[nn.Parameter]) -> int:
+    """Bytes of what `AdamW8bit` keeps for them: two codes a number and two float32 scales a block, the tables aside."""
+    sizes = [p.numel() for p in parameters]
+    return 2 * sum(n + 4 * math.ceil(n / BLOCK_8BIT) if n >= SMALLEST_8BIT else 4 * n for n in sizes)
 
 
 def lr_factor(step: int, total: int, config: OptimConfig) -> float:

@@ -12,6 +12,7 @@ from dil_cli.data.tokenise import TokenisedSplit, flip_labels, tokenise_splits
 from dil_cli.dynamics.measure import Compute
 from dil_cli.models.load import Policy
 from dil_cli.tracking.console import ConsoleSink
+from dil_cli.train.optimiser import check_available
 from dil_cli.train.ready import ready_policy
 
 
@@ -42,8 +43,9 @@ def prepare(config: TrainConfig, pairs: PairSplits, console: ConsoleSink, keep: 
     """Load the policy and tokenise the pairs; without `keep` the token cache is read and left as it is.
 
     Raises:
-        DilError: for a device, model or data set that cannot be trained on.
+        DilError: for a device, optimiser, model or data set that cannot be trained with.
     """
+    check_available(config.optim)
     ready = ready_policy(config.model, config.data, config.device, config.precision, config.optim.token_budget, console)
     tokenizer = ready.policy.tokenizer
     if config.data.join_to is not None:

@@ -7,7 +7,7 @@ learnt could not give again. Which pairs come next, the schedule and the alarms 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import partial, reduce
 from pathlib import Path
@@ -61,11 +61,12 @@ def restore(state: State, model: PreTrainedModel, optimisers: Sequence[torch.opt
     assert not tensors, f"the model lacks {list(tensors)}"
     moments = load_file(state.folder / OPTIMISER)
     for number, optimiser in enumerate(optimisers):
-        own: dict[int, dict[str, Tensor]] = {}
+        own: dict[int, dict[str, Any]] = {}
         for key, value in moments.items():
             which, parameter, name = key.split(".", 2)
             if int(which) == number:
                 own.setdefault(int(parameter), {})[name] = value
+        own = {parameter: _nested(state) for parameter, state in own.items()}
         optimiser.load_state_dict(optimiser.state_dict() | {"state": own})
     _set_generators(state)
 
@@ -117,9 +118,9 @@ def _write(
         f"{number}.{parameter}.{name}": value
         for number, optimiser in enumerate(optimisers)
         for parameter, state in optimiser.state_dict()["state"].items()
-        for name, value in state.items()
+        for name, value in _flat(state)
     }
-    save_file(moments, folder / OPTIMISER)
+    save_file(_unshared(moments), folder / OPTIMISER)
     column = {"chosen": batch.reference_chosen_B, "rejected": batch.reference_rejected_B}
     probe = {f"probe.{field.name}": getattr(probe_start, field.name) for field in fields(probe_start)}
     save_file({key: value for key, value in (column | probe).items() if value is not None}, folder / REFERENCE)
@@ -127,6 +128,35 @@ def _write(
     save_file(
         {"torch": torch.get_rng_state(), **{f"cuda.{i}": value for i, value in enumerate(cuda)}}, folder / GENERATORS
     )
+
+
+def _flat(state: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    """What an optimiser keeps of a parameter, as tensors alone: bitsandbytes has whole numbers and a dict among it."""
+    for name, value in state.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{name}.{inner}", tensor) for inner, tensor in _flat(value))
+        else:
+            yield name, torch.tensor(value) if isinstance(value, int) else value
+
+
+def _nested(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What `_flat` was given; torch's own counts of steps are float32."""
+    nested: dict[str, Any] = {}
+    for key, value in state.items():
+        outer, _, inner = key.rpartition(".")
+        place = nested.setdefault(outer, {}) if outer else nested
+        place[inner] = int(value) if value.ndim == 0 and value.dtype is torch.int64 else value
+    return nested
+
+
+def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """With copies of those that share memory, as bitsandbytes' small tables do: safetensors holds none such."""
+    seen: set[int] = set()
+    own = {}
+    for key, value in tensors.items():
+        own[key] = value.clone() if value.data_ptr() in seen else value
+        seen.add(value.data_ptr())
+    return own
 
 
 def _policy(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:

@@ -44,12 +44,14 @@ class Training:
     """A model, its optimiser, and steps of `rows` packed rows of `pairs` pairs."""
 
     def __init__(self, job: dict[str, Any]) -> None:
-        from dil_cli.config.schema import OptimConfig
+        from dil_cli.config.schema import OptimConfig, Optimiser
 
         register()
         torch.manual_seed(0)
         shape = AutoConfig.for_model(**job["shape"])
-        self.model = AutoModelForCausalLM.from_config(shape, dtype=torch.float32, attn_implementation=TILES)
+        self.model = AutoModelForCausalLM.from_config(
+            shape, dtype=getattr(torch, job.get("dtype", "float32")), attn_implementation=TILES
+        )
         if job["checkpointing"]:
             self.model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
         self.model.train()
@@ -58,7 +60,8 @@ class Training:
         budget = job["pairs"] * packed_tokens(some[0])
         self.compute = Compute(torch.device("cpu"), job["bf16"], budget, 0, Layout.shared)
         self.batch = Batch(some, torch.zeros(len(some)), torch.zeros(len(some)))
-        optim = OptimConfig(lr=1e-5, batch_size=len(some), token_budget=budget)
+        kind = Optimiser(job.get("optim", "adamw"))
+        optim = OptimConfig(kind=kind, lr=1e-5, batch_size=len(some), token_budget=budget)
         self.optimisers = build_optimisers(self.model, optim)
 
     def step(self, batch: Batch | None = None) -> None:
@@ -88,7 +91,9 @@ def allocated(job: dict[str, Any]) -> dict[str, int]:
     training = Training(job)
     training.step(training.batch.part([0]))
     held = [*training.model.parameters(), *training.model.buffers()]
-    held += [x for o in training.optimisers for s in o.state.values() for x in s.values()]
+    held += [
+        x for o in training.optimisers for s in o.state.values() for x in s.values() if isinstance(x, torch.Tensor)
+    ]
     now = peak = sum({x.untyped_storage()._cdata: x.untyped_storage().nbytes() for x in held}.values())
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         training.step()

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from benchmarks.pairs import Pair
 from dil_cli.config.compose import compose
 from dil_cli.config.paths import conf_dir
 from dil_cli.config.planning import Sharding
-from dil_cli.config.schema import ModelConfig, OptimConfig, WeightType
+from dil_cli.config.schema import ModelConfig, OptimConfig, Optimiser, WeightType
 from dil_cli.data.packing import pack_pairs, packed_tokens
 from dil_cli.errors import DilError
 from dil_cli.models.devices import DEVICES, find_device
@@ -83,6 +84,44 @@ def planned(job: dict[str, Any], **how: Any) -> Traced:
 def test_a_step_takes_what_torch_gives_away_in_it(kind: str, checkpointing: bool, bf16: bool):
     job = job_of(kind, checkpointing, bf16, **SMALL)
     assert planned(job).total == pytest.approx(measured.allocated(job)["allocated"], rel=0.05)
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="make eight-bit")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_step_with_8_bit_moments_takes_what_torch_gives_away_in_it(dtype: str):
+    job = job_of("llama", False, dtype == "bfloat16", **SMALL) | {"optim": "adamw_8bit", "dtype": dtype}
+    optim = OptimConfig(kind=Optimiser.adamw_8bit, lr=1e-5, batch_size=8, token_budget=8)
+    shape, pairs = AutoConfig.for_model(**job["shape"]), measured.pairs_of(4, 1000)
+    held = WeightType.bf16 if dtype == "bfloat16" else WeightType.fp32
+    step = trace_step(shape, model_config(dtype=held), optim, pairs, bf16=job["bf16"], gpu=False, several=True)
+    assert step.total == pytest.approx(measured.allocated(job)["allocated"], rel=0.05)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_in_pure_bf16_takes_what_torch_gives_away_in_it(kind: str):
+    """Weights, gradients and moments of two bytes, and no copies."""
+    job = job_of(kind, True, True, **SMALL) | {"dtype": "bfloat16"}
+    optim = OptimConfig(lr=1e-5, batch_size=8, token_budget=8)
+    model = model_config(dtype=WeightType.bf16, gradient_checkpointing=True)
+    shape, pairs = AutoConfig.for_model(**job["shape"]), measured.pairs_of(4, 1000)
+    step = trace_step(shape, model, optim, pairs, bf16=True, gpu=False, several=True)
+    assert step.gradients == pytest.approx(step.weights, rel=0.01)  # which have the rotary table too
+    assert step.moments == pytest.approx(2 * step.weights, rel=0.01)
+    assert step.total == pytest.approx(measured.allocated(job)["allocated"], rel=0.05)
+
+
+def test_8_bit_moments_are_a_quarter():
+    """Of float32 ones, and a scale for each 256; norms are too small for it."""
+    shape = AutoConfig.for_model(**(LLAMA | {"num_hidden_layers": 1}))
+    pairs = measured.pairs_of(2, 1000)
+    moments = {
+        kind: trace_step(
+            shape, model_config(), OptimConfig(kind=kind, lr=1e-5, batch_size=8, token_budget=8), pairs,
+            bf16=False, gpu=False, several=True,
+        ).moments
+        for kind in (Optimiser.adamw, Optimiser.adamw_8bit)
+    }  # fmt: skip
+    assert moments[Optimiser.adamw_8bit] / moments[Optimiser.adamw] == pytest.approx(0.25 * (1 + 4 / 256), rel=0.01)
 
 
 @pytest.mark.parametrize("kind", KINDS)
