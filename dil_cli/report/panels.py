@@ -202,18 +202,18 @@ def _draw_numerics(axes: Axes, curves: Mapping[str, Curve], looks: Mapping[str, 
 
 def _scale_by_decades(axes: Axes, values_N: Float64) -> None:
     """A log scale where the values span a decade; its labels are plain numbers, since the SVG has no mathtext."""
-    from matplotlib.ticker import LogLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     span = values_N.max() / values_N.min()
     if span < 10:
         return
     axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(_plain)
+    axes.yaxis.set_major_formatter(FuncFormatter(_plain))
     axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
-    axes.yaxis.set_minor_formatter(_plain if span < 100 else NullFormatter())
+    axes.yaxis.set_minor_formatter(FuncFormatter(_plain) if span < 100 else NullFormatter())
 
 
-def _plain(value: float, _: int) -> str:
+def _plain(value: float, _: float) -> str:
     return f"{value:g}".replace("e+", "e")
 
 
