@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types tests slow losses-epoch losses-trl eight-bit bench bench-quick stability audit faults tiny wheel clean
+.PHONY: help install demo test lint types tests slow losses-epoch losses-trl eight-bit bench bench-quick stability audit faults distributed tiny wheel clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -82,6 +82,9 @@ audit: $(INSTALLED)  ## known vulnerabilities of the pinned packages; without a 
 faults: $(INSTALLED)  ## runs killed at 50 moments, disks full, states damaged, inputs bad; a sweep killed 20 times (15 minutes)
 	DIL_KILLS=50 OMP_NUM_THREADS=1 $(BIN)/pytest tests/reliability -m 'not epoch' -n auto --maxprocesses 8 --timeout 3600
 	DIL_KILLS=20 OMP_NUM_THREADS=1 $(BIN)/pytest tests/sweep -k killed -m slow --timeout 3600
+
+distributed: $(INSTALLED)  ## runs of several processes: the same numbers, killed, stopped, resumed (minutes)
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/distributed -m 'distributed or not distributed' --timeout 600
 
 tiny: $(INSTALLED)  ## make the bundled tiny model from nothing (half an hour)
 	$(BIN)/python recipes/make_tiny.py

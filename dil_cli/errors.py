@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 
 LONGEST = 600
@@ -58,6 +59,11 @@ class Stopped(KeyboardInterrupt):
 
     def __str__(self) -> str:
         return self.told
+
+
+def speaks() -> bool:
+    """Whether this process tells the user what all of a launcher's processes find wrong alike: the first of them."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def require(holds: bool, key: str, value: object, must: str, example: object) -> None:

@@ -6,12 +6,13 @@ import io
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from importlib import import_module
 from types import TracebackType
 from typing import NoReturn
 
 from dil_cli import __version__
-from dil_cli.errors import DilError
+from dil_cli.errors import DilError, speaks
 from dil_cli.secrets import hidden
 
 COMMANDS = {
@@ -68,20 +69,25 @@ def main() -> NoReturn:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     sys.excepthook = show_traceback
+    sys.exit(exit_code(lambda: dispatch(sys.argv[1:])))
+
+
+def exit_code(work: Callable[[], int]) -> int:
+    """The code that `work` returns, or that of what ended it, which is printed."""
     try:
-        code = dispatch(sys.argv[1:])
+        return work()
     except DilError as error:
         if os.environ.get("DIL_TRACEBACK"):
             raise
-        print(hidden(str(error)), file=sys.stderr)
-        code = error.exit_code
+        if speaks():
+            print(hidden(str(error)), file=sys.stderr)
+        return error.exit_code
     except KeyboardInterrupt as stop:
         print(str(stop) or "interrupted", file=sys.stderr)
-        code = getattr(stop, "exit_code", 130)
+        return int(getattr(stop, "exit_code", 130))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 1
-    sys.exit(code)
+        return 1
 
 
 def show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

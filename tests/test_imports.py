@@ -21,14 +21,16 @@ ALLOWED = {
     "hub": {"errors"},
     "losses": {"errors", "types"},
     "config": {"errors", "types", "losses", "secrets"},
+    "distributed": {"errors", "secrets", "config", "main"},
     "data": {"errors", "types", "files", "hub", "config"},
-    "models": {"errors", "types", "files", "hub", "config"},
+    "models": {"errors", "types", "files", "hub", "config", "distributed"},
     "artifacts": {"errors", "types", "files", "config"},
-    "dynamics": {"errors", "types", "files", "losses", "config", "data", "models", "artifacts"},
+    "dynamics": {"errors", "types", "files", "losses", "config", "data", "models", "artifacts", "distributed"},
     # The record is a file of the run folder, and every sink hears of alarms.
     "tracking": {"errors", "types", "files", "config", "artifacts", "dynamics"},
     "train": {
         "errors", "types", "files", "hub", "losses", "config", "data", "models", "artifacts", "dynamics", "tracking",
+        "distributed",
     },
     "catalogue": {"errors", "options", "types", "files", "losses", "config", "dynamics"},
     # `dil cache verify` computes log-probs as a run does, on the device a run would choose.

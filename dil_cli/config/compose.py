@@ -28,7 +28,7 @@ from dil_cli.config.help import ROOTS
 from dil_cli.config.identity import plain
 from dil_cli.config.known_code import leaves, only_known_code
 from dil_cli.config.paths import conf_dir, config_dirs
-from dil_cli.errors import DilError
+from dil_cli.errors import DilError, speaks
 from dil_cli.losses import PreferenceLoss, check_loss, registry
 from dil_cli.losses.check import place_of
 from dil_cli.secrets import hidden, name_of_secret
@@ -127,7 +127,8 @@ def run_command(command: str, argv: list[str]) -> int:
         except DilError as error:
             if os.environ.get("DIL_TRACEBACK"):
                 raise
-            print(hidden(str(error)), file=sys.stderr)
+            if speaks():
+                print(hidden(str(error)), file=sys.stderr)
             codes.append(error.exit_code)
         return codes[-1]
 

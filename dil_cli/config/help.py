@@ -53,6 +53,8 @@ VALUES = {
         "probe.pairs, probe.times": "held-out pairs measured, and how often",
         "checkpoint.every": "steps between checkpoints (0: only at the end); checkpoint.keep=2: newest two, best",
         "checkpoint.resume_minutes": "between states that a killed run goes on from (5)",
+        "distributed.processes": "how many, in all; without it the launcher's number, or one for each GPU here",
+        "distributed.offload": "fsdp2: true keeps weights and optimiser state in the machine's memory",
         "resume": "auto|must|never: an unfinished run goes on, must do so, or starts over",
         "precision, device": "auto|fp32|bf16, auto|cpu|cuda|mps",
         "profile=true": "trace steps 4 to 6 by torch's profiler: profile/trace.json.gz in the run's folder",
@@ -71,7 +73,7 @@ VALUES = {
     "plan": {
         "gpu=...": "h100-80|h200-141|a100-80|a100-40|l40s-48|rtx4090-24|b200-180|..., cpu; without: this machine",
         "distributed.processes=N": "GPUs, a process each",
-        "distributed.kind": "ddp: each holds all; fsdp2, zero3: its part; auto (default): the first that fits",
+        "distributed=...": "what each holds; without it the first of none or ddp and fsdp2 that fits",
         "peft.kind, peft.r": "none|lora|qlora: adapters of rank r on every linear layer but the head",
         "mfu": "part of the peak FLOP/s that is assumed to be reached (0.4)",
         "lengths=[45,420,256]": "mean tokens of prompt, chosen, rejected; counted if model and data are here",

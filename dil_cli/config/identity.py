@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 NOT_IDENTITY = (
     "output", "tracker", "device", "preset", "allow_custom", "resume", "profile", "optim.token_budget",
-    "model.token_budget", "checkpoint.keep", "checkpoint.resume_minutes",
+    "model.token_budget", "checkpoint.keep", "checkpoint.resume_minutes", "distributed",
 )  # fmt: skip
 """Keys that change where and how a run is computed and shown, not what it computes."""
 

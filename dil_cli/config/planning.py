@@ -6,18 +6,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from dil_cli.config import schema
+from dil_cli.config.distributing import DistributedConfig, Sharding
 from dil_cli.config.schema import TrainConfig
 from dil_cli.errors import require, require_positive
-
-
-class Sharding(str, Enum):
-    """What each process holds: all (none, ddp) or its part; auto is the first of them that fits."""
-
-    auto = "auto"
-    none = "none"
-    ddp = "ddp"
-    fsdp2 = "fsdp2"
-    zero3 = "zero3"
 
 
 class AdapterKind(str, Enum):
@@ -29,16 +20,13 @@ class AdapterKind(str, Enum):
 
 
 @dataclass(kw_only=True)
-class PlannedProcesses:
-    """How many processes, a GPU each, and what each of them holds."""
+class PlannedProcesses(DistributedConfig):
+    """How many processes, a GPU each (one without a number), and what each of them holds."""
 
     kind: Sharding = Sharding.auto
-    processes: int = 1
 
     def __post_init__(self) -> None:
-        require(self.processes > 0, "distributed.processes", self.processes, "be above 0", 8)
-        alone = self.kind is Sharding.none and self.processes > 1
-        require(not alone, "distributed.kind", self.kind.value, "be ddp, fsdp2 or zero3 for several processes", "fsdp2")
+        self._check()
 
 
 @dataclass(kw_only=True)

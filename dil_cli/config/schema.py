@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from dil_cli.config.distributing import DistributedConfig
 from dil_cli.config.harness_schema import HarnessConfig
 from dil_cli.config.judging import WinrateConfig, check_judge
 from dil_cli.errors import (
@@ -357,6 +358,7 @@ class TrainConfig:
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracker: TrackerConfig
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
 
     def __post_init__(self) -> None:
         require_path("output", self.output, "outputs")

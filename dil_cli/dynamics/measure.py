@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from dil_cli.data.batches import micro_batches, pad_rows
-from dil_cli.data.packing import fill_packs, pack_pairs
+from dil_cli.data.packing import fill_packs, pack_pairs, packed_tokens
+from dil_cli.distributed.deal import deal
+from dil_cli.distributed.world import ALONE, World
 from dil_cli.models.logps import packed_logps, padded_logps
 from dil_cli.types import PairLogps, TokenisedPair
 
@@ -35,7 +37,8 @@ class Layout(str, Enum):
 class Compute:
     """How a forward pass is carried out: device, in bfloat16 or not, tokens in a micro-batch, what pads a row.
 
-    `layout` is one that the model was seen to take (`dynamics/layout.py`); padded rows suit any model.
+    `world` are the processes that share the pairs. `layout` is one that the model was seen to take
+    (`dynamics/layout.py`); padded rows suit any model.
     """
 
     device: torch.device
@@ -43,6 +46,7 @@ class Compute:
     token_budget: int
     pad_id: int
     layout: Layout = Layout.padded
+    world: World = ALONE
 
     def autocast(self) -> AbstractContextManager[None]:
         """The precision of one forward pass."""
@@ -57,6 +61,32 @@ def split_batch(pairs: Sequence[TokenisedPair], compute: Compute) -> list[list[i
     if compute.layout is Layout.padded:
         return micro_batches(pairs, compute.token_budget)
     return fill_packs(pairs, compute.token_budget, compute.layout is Layout.shared)
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one process computes of some pairs: `own` micro-batches, indices into the pairs.
+
+    `fillers` are micro-batches that it computes to no effect, where the others have more of them and a forward pass
+    is one of all processes: a gradient of zeros, a log-prob that is left out.
+    """
+
+    own: list[list[int]]
+    fillers: list[list[int]]
+
+
+def share_of(pairs: Sequence[TokenisedPair], compute: Compute) -> Share:
+    """This process's share, dealt by tokens."""
+    world = compute.world
+    if world.alone:
+        return Share(split_batch(pairs, compute), [])
+    sizes = [packed_tokens(pair) for pair in pairs]
+    hands = deal(sizes, world.size)
+    groups = [[[hand[i] for i in group] for group in split_batch([pairs[i] for i in hand], compute)] for hand in hands]
+    own = groups[world.rank]
+    missing = max(map(len, groups)) - len(own) if world.sharded else 0
+    shortest = min(range(len(sizes)), key=sizes.__getitem__)
+    return Share(own, [[shortest]] * missing)
 
 
 def forward_pairs(model: PreTrainedModel, pairs: Sequence[TokenisedPair], compute: Compute) -> PairLogps:
@@ -95,16 +125,24 @@ def score_pairs(
     compute: Compute,
     advance: Callable[[int], None] = lambda pairs_done: None,
 ) -> PairLogps:
-    """Policy log-probs of any number of pairs, in their order, on the CPU; `advance` hears of progress."""
+    """Policy log-probs of any number of pairs, in their order, on the CPU; `advance` hears of progress.
+
+    Each process computes its share and returns all.
+    """
     total = len(pairs)
     columns = [torch.zeros(total) for _ in range(2)] + [torch.zeros(total, dtype=torch.long) for _ in range(2)]
-    for group in split_batch(pairs, compute):
+    if not total:
+        return PairLogps(*columns)
+    share = share_of(pairs, compute)
+    for group in share.own:
         logps = forward_pairs(model, [pairs[i] for i in group], compute)
         index = torch.tensor(group)
         for column, values_B in zip(columns, _columns(logps), strict=True):
             column[index] = values_B.to(column.device, column.dtype)
-        advance(len(group))
-    return PairLogps(*columns)
+        advance(len(group) * compute.world.size)
+    for group in share.fillers:
+        forward_pairs(model, [pairs[i] for i in group], compute)
+    return PairLogps(*compute.world.joined(columns))
 
 
 def with_reference(policy: PairLogps, reference: PairLogps) -> PairLogps:

@@ -126,10 +126,12 @@ def weights_fingerprint(model: PreTrainedModel) -> str:
     """sha256 over the names, shapes and bytes of all parameters, in name order."""
     import torch
 
+    from dil_cli.distributed.tensors import whole
+
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-        digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(whole(parameter).cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
+from dil_cli.distributed.tensors import whole
+from dil_cli.distributed.world import ALONE, World
 from dil_cli.files import replacing, write_json
 
 if TYPE_CHECKING:
@@ -17,10 +21,28 @@ def save_checkpoint(
     tokenizer: PreTrainedTokenizerBase,
     template: str | None,
     manifest: dict[str, Any],
+    world: World = ALONE,
 ) -> None:
-    """Write weights (in the type they are held in), tokenizer with the chat template in use, and the manifest."""
+    """Write weights (in the type they are held in), tokenizer with the chat template in use, and the manifest.
+
+    All processes of `world` give their parts of the weights, and the main one writes.
+    """
+    weights = _whole_weights(model, world) if world.sharded else None
+    if world.is_main:
+        _write(folder, model, tokenizer, template, manifest, weights)
+    world.wait()  # a process that goes on or ends may not do so before the checkpoint is there
+
+
+def _write(
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    template: str | None,
+    manifest: dict[str, Any],
+    weights: dict[str, Tensor] | None,
+) -> None:
     with replacing(folder) as temporary:
-        model.save_pretrained(temporary)
+        model.save_pretrained(temporary, state_dict=weights)
         own = tokenizer.chat_template
         tokenizer.chat_template = template
         try:
@@ -28,3 +50,14 @@ def save_checkpoint(
         finally:
             tokenizer.chat_template = own
         write_json(temporary / "dil_manifest.json", manifest)
+
+
+def _whole_weights(model: PreTrainedModel, world: World) -> dict[str, Tensor]:
+    """On the CPU of the main process; one after the other, so that no GPU must hold more than one of them whole."""
+    made: dict[int, Tensor] = {}
+    weights: dict[str, Tensor] = {}
+    for name, value in model.state_dict(keep_vars=True).items():
+        if id(value) not in made:  # a tied weight has two names and is one
+            made[id(value)] = whole(value).cpu() if world.is_main else whole(value)[:0]
+        weights[name] = made[id(value)]
+    return weights

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dil_cli.config.planning import Sharding
+from dil_cli.config.distributing import Sharding
 from dil_cli.plan.trace import Adapter, Traced
 
 OVERHEAD = {"gpu": 1.5e9, "cpu": 0.85e9}

@@ -11,7 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dil_cli.config.planning import AdapterKind, PlanConfig, Sharding
+from dil_cli.config.distributing import Sharding
+from dil_cli.config.planning import AdapterKind, PlanConfig
 from dil_cli.config.schema import ModelConfig, Precision, WeightType
 from dil_cli.errors import DilError
 from dil_cli.models.devices import Device, find_device
@@ -132,10 +133,15 @@ class Planner:
         """What the config's own step holds."""
         return self.trace(self.config.optim.token_budget)
 
+    @property
+    def processes(self) -> int:
+        """A GPU each."""
+        return self.config.distributed.processes or 1
+
     @cached_property
     def setup(self) -> Setup:
         """The processes, sharded if they must be."""
-        kind, number = self.config.distributed.kind, self.config.distributed.processes
+        kind, number = self.config.distributed.kind, self.processes
         if kind is Sharding.auto:
             kind = Sharding.none if number == 1 else Sharding.ddp
             if number > 1 and memory(self.step, self.setup_of(kind, number)).total > self.limit:
@@ -165,7 +171,7 @@ class Planner:
     @property
     def step_tokens(self) -> int:
         """Tokens that one process reads in an optimiser step."""
-        pairs = math.ceil(self.config.optim.batch_size / self.config.distributed.processes)
+        pairs = math.ceil(self.config.optim.batch_size / self.processes)
         return round(pairs * self.lengths.tokens)
 
     @cached_property
@@ -194,18 +200,18 @@ class Planner:
 
     def changes(self) -> Iterator[Change]:
         """What would make it fit, each by itself: the budget, checkpointing, more processes, adapters."""
-        budget, model, distributed = self.config.optim.token_budget, self.config.model, self.config.distributed
+        budget, model = self.config.optim.token_budget, self.config.model
         most = self.largest_budget
         if most is not None and most < budget:
             yield Change(f"optim.token_budget={most}", self.limit)
         if not model.gradient_checkpointing:
             step = self.trace(budget, dataclasses.replace(model, gradient_checkpointing=True))
             yield Change("model.gradient_checkpointing=true", memory(step, self.setup).total)
-        processes = 2 * distributed.processes
+        processes = 2 * self.processes
         while processes <= MOST_PROCESSES:
             total = memory(self.step, self.setup_of(Sharding.fsdp2, processes)).total
             if total <= self.limit:
-                yield Change(f"distributed.processes={processes} distributed.kind=fsdp2", total)
+                yield Change(f"distributed=fsdp2 distributed.processes={processes}", total)
                 break
             processes *= 2
         if self.adapter is None:

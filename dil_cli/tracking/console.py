@@ -56,6 +56,44 @@ def make_console(stream: TextIO | None = None) -> ConsoleSink:
     return LiveConsole(Console(file=stream, highlight=False))
 
 
+class SilentConsole:
+    """Of a process that is not the first of its run: it says nothing."""
+
+    @contextmanager
+    def phase(self, name: str, total: int | None) -> Iterator[Phase]:
+        """Nothing is shown."""
+        yield _SilentPhase()
+
+    def start(self, run: RunInfo) -> None:
+        """Nothing."""
+
+    def replay(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Nothing."""
+
+    def step(self, row: Row) -> None:
+        """Nothing."""
+
+    def probe(self, row: Row) -> None:
+        """Nothing."""
+
+    def alarm(self, alarm: Alarm) -> None:
+        """Nothing."""
+
+    def note(self, text: str) -> None:
+        """Nothing."""
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+class _SilentPhase:
+    def advance(self, n: int) -> None:
+        pass
+
+
 _told: set[str] | None = None
 
 

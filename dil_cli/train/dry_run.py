@@ -12,13 +12,14 @@ from typing import Any
 import torch
 
 from dil_cli.artifacts.run_folder import RunFolder
+from dil_cli.config.distributing import Sharding
 from dil_cli.config.identity import run_hash
 from dil_cli.config.schema import TrainConfig
 from dil_cli.data.load import load_pairs
 from dil_cli.data.packing import packed_tokens
 from dil_cli.dynamics.measure import score_pairs
 from dil_cli.dynamics.probe import choose_probe, probe_steps
-from dil_cli.errors import RunFailed
+from dil_cli.errors import DilError, RunFailed
 from dil_cli.models.load import weights_fingerprint
 from dil_cli.tracking.console import ConsoleSink, make_console, tell
 from dil_cli.train.batches import StepPlan
@@ -64,6 +65,11 @@ def run(config: TrainConfig, chosen: Path | None) -> int:
         RunFailed: when the run would fail at its start, or does not fit the memory or the disk.
     """
     started = time.perf_counter()
+    if config.distributed.kind is not Sharding.none:
+        raise DilError(
+            "a dry run is of one process", f"distributed={config.distributed.kind.value}",
+            "distributed=none, or dil plan, which counts several",
+        )  # fmt: skip
     console = make_console()
     try:
         stay_offline_if_local(config.model.path, config.data)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dil_cli.config.schema import OptimConfig
-from dil_cli.dynamics.measure import Compute
+from dil_cli.data.packing import packed_tokens
+from dil_cli.dynamics.measure import Compute, share_of
 from dil_cli.dynamics.statistics import pair_statistics
 from dil_cli.losses import PreferenceLoss
 from dil_cli.train.batches import StepPlan
@@ -48,17 +49,19 @@ def train(
         batch = pairs.part(plan.pairs_at(step))
         lr = set_lr(optimisers, lr_factor(step, plan.total, optim))
         with clock.part(Part.compute):
-            gradient = accumulate(batch)
+            gradient = accumulate_gradient(model, loss, batch, compute, clock)
         with clock.part(Part.update):
             norm = apply_gradient(model, optimisers, batch, optim.clip, rescore=accumulate)
-        work = meter.work(as_read(batch.pairs, loss), gradient.tokens, clock)
+        read = as_read(batch.pairs, loss)
+        own = [read[i] for group in share_of(read, compute).own for i in group]
+        work = meter.work(own, sum(map(packed_tokens, own)), clock)
         row = {
             "step": step + 1,
             "epoch": (step + 1) / plan.steps_per_epoch,
             "lr": lr,
             "grad_norm": norm,
             **step_statistics(gradient, loss),
-            **meter.row([work]),
+            **meter.row(compute.world.gathered(work)),
         }
         after_step(step + 1, row)
 

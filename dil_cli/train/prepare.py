@@ -9,6 +9,7 @@ from dil_cli.config.schema import TrainConfig
 from dil_cli.data.join import join_splits
 from dil_cli.data.load import PairSplits
 from dil_cli.data.tokenise import TokenisedSplit, flip_labels, tokenise_splits
+from dil_cli.distributed.world import ALONE, World
 from dil_cli.dynamics.measure import Compute
 from dil_cli.models.load import Policy
 from dil_cli.tracking.console import ConsoleSink
@@ -39,19 +40,27 @@ class Prepared:
         return lines
 
 
-def prepare(config: TrainConfig, pairs: PairSplits, console: ConsoleSink, keep: bool = True) -> Prepared:
+def prepare(
+    config: TrainConfig, pairs: PairSplits, console: ConsoleSink, keep: bool = True, world: World = ALONE
+) -> Prepared:
     """Load the policy and tokenise the pairs; without `keep` the token cache is read and left as it is.
 
     Raises:
         DilError: for a device, optimiser, model or data set that cannot be trained with.
+        RunFailed: when the processes of `world` come to compute in different ways.
     """
     check_available(config.optim)
-    ready = ready_policy(config.model, config.data, config.device, config.precision, config.optim.token_budget, console)
+    ready = ready_policy(
+        config.model, config.data, config.device, config.precision, config.optim.token_budget, console, world=world
+    )
+    precision = "bf16" if ready.compute.bf16 else "fp32"
+    attention = ready.policy.model.config._attn_implementation
+    world.require_same("how rows are computed", f"{ready.compute.layout.value}, {attention}, {precision}")
     tokenizer = ready.policy.tokenizer
     if config.data.join_to is not None:
         with console.phase("joining pairs", None):
             pairs = join_splits(pairs, tokenizer, config.data, config.seed)
     cache = Path(config.output) / "cache" / "tokens"
-    with console.phase("tokenising", None):
+    with console.phase("tokenising", None), world.main_first():
         train, heldout = tokenise_splits([pairs.train, pairs.heldout], tokenizer, config.data, cache, keep)
     return Prepared(ready.policy, pairs, flip_labels(train, pairs.flipped), heldout, ready.compute, ready.path)

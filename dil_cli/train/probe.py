@@ -41,7 +41,8 @@ class Probe:
         if self.start is None:
             self.start = policy
         logps = with_reference(policy, self.start)
-        write_probe(self.folder, step, [pair.row for pair in self.pairs], logps, self.start)
+        if self.compute.world.is_main:
+            write_probe(self.folder, step, [pair.row for pair in self.pairs], logps, self.start)
         values = pair_statistics(logps, self.loss.reduction.value, self.start)
         values["loss"] = float(self.loss(logps).loss_B.double().mean())
         return {"step": step, **{f"probe/{name}": value for name, value in sorted(values.items())}}

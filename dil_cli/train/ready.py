@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dil_cli import hub
 from dil_cli.config.schema import DataConfig, DataSource, Device, ModelConfig, Precision, WeightType
+from dil_cli.distributed.world import ALONE, World
 from dil_cli.dynamics.layout import choose_layout
 from dil_cli.dynamics.measure import Compute
 from dil_cli.errors import DilError
@@ -39,8 +40,9 @@ def ready_policy(
     token_budget: int,
     console: ConsoleSink,
     load: Callable[[ModelConfig], Policy] = load_policy,
+    world: World = ALONE,
 ) -> Ready:
-    """Load a policy (by `load`) and see how it takes rows.
+    """Load a policy (by `load`) and see how it takes rows; the processes of `world` then share them.
 
     Raises:
         DilError: for a device or model that cannot be computed with, or lengths that it does not take.
@@ -57,6 +59,7 @@ def ready_policy(
         bf16=model.dtype is WeightType.bf16 or use_bf16(precision, place),
         token_budget=token_budget,
         pad_id=policy.tokenizer.eos_token_id if pad is None else pad,
+        world=world,
     )
     matmul = choose_matmul(place, policy.model.config.get_text_config().hidden_size)
     path = f"rows: padded ({model.attention})"

@@ -7,6 +7,7 @@ learnt could not give again. Which pairs come next, the schedule and the alarms 
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import partial, reduce
@@ -19,6 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dil_cli.artifacts.states import State, States
+from dil_cli.distributed.tensors import part_like, put, whole
+from dil_cli.distributed.world import World
 from dil_cli.errors import DilError
 from dil_cli.train.step import Batch
 from dil_cli.types import PairLogps, TokenisedPair
@@ -46,26 +49,40 @@ def save_state(
     optimisers: Sequence[torch.optim.Optimizer],
     batch: Batch,
     probe_start: PairLogps,
+    world: World,
 ) -> None:
-    """Save the run after `step` steps; `facts` are what else it shall find again."""
-    write = partial(_write, model=model, optimisers=optimisers, batch=batch, probe_start=probe_start)
-    states.save(step, facts | {"generators": _generators()}, write)
+    """Save the run after `step` steps; `facts` are what else it shall find again.
+
+    All processes of `world` give their parts, and the main one writes them as wholes: any number can go on from there.
+    """
+    policy = {name: whole(value).cpu().contiguous() for name, value in _policy(model)}
+    moments = {
+        f"{number}.{parameter}.{name}": whole(value).cpu()
+        for number, optimiser in enumerate(optimisers)
+        for parameter, state in optimiser.state_dict()["state"].items()
+        for name, value in _flat(state)
+    }
+    if world.is_main:
+        write = partial(_write, policy=policy, moments=moments, batch=batch, probe_start=probe_start)
+        states.save(step, facts | {"generators": _generators()}, write)
+    world.wait()
 
 
 def restore(state: State, model: PreTrainedModel, optimisers: Sequence[torch.optim.Optimizer]) -> None:
     """Put policy, optimiser and random generators back to where they were."""
     tensors = load_file(state.folder / POLICY)
-    with torch.no_grad():
-        for name, value in _policy(model):
-            value.copy_(tensors.pop(name))
+    for name, value in _policy(model):
+        put(value, tensors.pop(name))
     assert not tensors, f"the model lacks {list(tensors)}"
     moments = load_file(state.folder / OPTIMISER)
     for number, optimiser in enumerate(optimisers):
         own: dict[int, dict[str, Any]] = {}
+        weights = [parameter for group in optimiser.param_groups for parameter in group["params"]]
         for key, value in moments.items():
             which, parameter, name = key.split(".", 2)
             if int(which) == number:
-                own.setdefault(int(parameter), {})[name] = value
+                like = weights[int(parameter)]
+                own.setdefault(int(parameter), {})[name] = part_like(like, value) if value.ndim else value
         own = {parameter: _nested(state) for parameter, state in own.items()}
         optimiser.load_state_dict(optimiser.state_dict() | {"state": own})
     _set_generators(state)
@@ -90,11 +107,7 @@ def refuse_drift(began: dict[str, Any], now: dict[str, Any], folder: Path, say: 
     Raises:
         DilError: naming what changed.
     """
-    changed = [
-        name
-        for name, path in BINDING.items()
-        if reduce(dict.__getitem__, path, began) != reduce(dict.__getitem__, path, now)
-    ]
+    changed = [name for name, path in BINDING.items() if _bound(began, path) != _bound(now, path)]
     if changed:
         raise DilError(
             f"{' and '.join(changed)} changed since this run began", str(folder),
@@ -106,20 +119,16 @@ def refuse_drift(began: dict[str, Any], now: dict[str, Any], folder: Path, say: 
         say(f"not as when the run began: {', '.join(other)}; the last digits may differ")
 
 
+def _bound(facts: dict[str, Any], path: Sequence[str]) -> Any:
+    """A fact of a manifest, without the rounding errors it tells, which vary with the number of threads."""
+    fact: Any = reduce(dict.__getitem__, path, facts)
+    return re.sub(r"\d+e-\d+", "", fact) if isinstance(fact, str) else fact
+
+
 def _write(
-    folder: Path,
-    model: PreTrainedModel,
-    optimisers: Sequence[torch.optim.Optimizer],
-    batch: Batch,
-    probe_start: PairLogps,
+    folder: Path, policy: dict[str, Tensor], moments: dict[str, Tensor], batch: Batch, probe_start: PairLogps
 ) -> None:
-    save_file({name: value.detach().contiguous() for name, value in _policy(model)}, folder / POLICY)
-    moments = {
-        f"{number}.{parameter}.{name}": value
-        for number, optimiser in enumerate(optimisers)
-        for parameter, state in optimiser.state_dict()["state"].items()
-        for name, value in _flat(state)
-    }
+    save_file(policy, folder / POLICY)
     save_file(_unshared(moments), folder / OPTIMISER)
     column = {"chosen": batch.reference_chosen_B, "rejected": batch.reference_rejected_B}
     probe = {f"probe.{field.name}": getattr(probe_start, field.name) for field in fields(probe_start)}

@@ -25,6 +25,9 @@ from dil_cli.config.schema import Resume, TrainConfig, WandbMode
 from dil_cli.data.load import load_pairs
 from dil_cli.data.template import effective_template
 from dil_cli.data.token_cache import tokenizer_fingerprint
+from dil_cli.distributed.join import joined, to_start
+from dil_cli.distributed.start import start
+from dil_cli.distributed.world import World
 from dil_cli.dynamics.alarms import Alarm, new_alarms
 from dil_cli.dynamics.plots import dynamics_curves, plot_dynamics
 from dil_cli.dynamics.probe import choose_probe, probe_steps
@@ -33,7 +36,7 @@ from dil_cli.files import write_json
 from dil_cli.models.load import weights_fingerprint
 from dil_cli.models.reference_cache import ReferenceCache
 from dil_cli.models.save import save_checkpoint
-from dil_cli.tracking.console import ConsoleSink, make_console, tell
+from dil_cli.tracking.console import ConsoleSink, SilentConsole, make_console, tell
 from dil_cli.tracking.record import MetricsRecord, read_metrics
 from dil_cli.tracking.sink import RunInfo, Sink, Sinks
 from dil_cli.train.batches import StepPlan
@@ -59,6 +62,8 @@ TRAINING_PER_SAVING = 20.0
 def run(config: TrainConfig, chosen: Path | None) -> int:
     """Train, and leave a finished run folder; of one that is finished already, only say where it is.
 
+    This process does so alone, with the others that a launcher started, or by those that it starts.
+
     Args:
         config: the run.
         chosen: a folder of the user's choice instead of `<output>/<name>-<hash>`.
@@ -68,20 +73,29 @@ def run(config: TrainConfig, chosen: Path | None) -> int:
         RunFailed: when the run could not go on; the folder says why and keeps a checkpoint.
         Stopped: after a signal; the same command goes on.
     """
-    console = make_console()
+    if processes := to_start(config.distributed, config.device):
+        return start(processes, run, config, chosen)
+    with joined(config.distributed, config.device) as world:
+        return _run(config, chosen, world)
+
+
+def _run(config: TrainConfig, chosen: Path | None, world: World) -> int:
+    """The life of one process of the run; the main one alone reads and writes its folder."""
+    console = make_console() if world.is_main else SilentConsole()
     try:
         with StopSignals() as signals, ExitStack() as owned:
             stay_offline_if_local(config.model.path, config.data)
-            with console.phase("reading pairs", None):
+            with console.phase("reading pairs", None), world.main_first():
                 pairs = load_pairs(config.data, config.seed, config.loss.needs_rejected)
             identity = run_hash(config, pairs.fingerprint)
+            world.require_same("the run (config and data)", identity)
             folder = RunFolder(chosen or Path(config.output).resolve() / f"{config.name}-{identity}")
-            if folder.finished(identity):
-                _show_finished(folder, config, console)
+            if world.on_main(lambda: folder.finished(identity)):
+                if world.is_main:
+                    _show_finished(folder, config, console)
             else:
-                folder.check_writable()
-                state = _state(config, folder, console, owned)
-                prepared = prepare(config, pairs, console)
+                state = world.on_main(lambda: _state(config, folder, console, owned))
+                prepared = prepare(config, pairs, console, world=world)
                 _tell_facts(config, prepared, console)
                 Run(config, prepared, folder, identity, console, signals).complete(state, owned)
         console.note(f"picture {folder.picture}")
@@ -105,6 +119,7 @@ def _state(config: TrainConfig, folder: RunFolder, console: ConsoleSink, owned: 
         DilError: when another process trains this run, or there is nothing to go on from and there must be.
     """
     state = None
+    folder.check_writable()
     if folder.manifest.is_file():
         owned.enter_context(owning(folder.resume, folder.path))
         if config.resume is not Resume.never:
@@ -150,6 +165,7 @@ class Run:
         self.config, self.splits, self.folder, self.identity = config, prepared.pairs, folder, identity
         self.model, self.tokenizer = prepared.policy.model, prepared.policy.tokenizer
         self.prepared, self.compute, self.console = prepared, prepared.compute, console
+        self.world = prepared.compute.world
         self.pairs = prepared.train.pairs
         self.plan = StepPlan(len(self.pairs), config.optim.batch_size, config.optim.epochs, config.seed)
         self.template = effective_template(self.tokenizer, config.data)
@@ -171,16 +187,22 @@ class Run:
         batch, at_start = self._reference() if state is None else (self._go_on(state), None)
         try:
             if state is None:
-                if not self.folder.resume.is_dir():
-                    owned.enter_context(owning(self.folder.resume, self.folder.path))
-                if self.folder.finished(self.identity):  # by another process, while this one computed the reference
-                    _show_finished(self.folder, self.config, self.console)
-                    return
                 self.manifest = self._manifest(batch, at_start)
-                self.folder.begin(to_yaml(self.config), self.manifest)
+                if not self.world.on_main(lambda: self._begin(owned)):
+                    return
             self._record(batch)
         except (OSError, SafetensorError) as error:
             raise self._not_written(error) from error
+
+    def _begin(self, owned: ExitStack) -> bool:
+        """Make the folder, which is `owned` then; False where another run has finished it in the meantime."""
+        if not self.folder.resume.is_dir():
+            owned.enter_context(owning(self.folder.resume, self.folder.path))
+        if self.folder.finished(self.identity):  # by another run, while this one computed the reference
+            _show_finished(self.folder, self.config, self.console)
+            return False
+        self.folder.begin(to_yaml(self.config), self.manifest)
+        return True
 
     def _record(self, batch: Batch) -> None:
         """Everything that is written."""
@@ -209,12 +231,15 @@ class Run:
         restore(state, self.model, self.optimisers)
         self.step, self.seconds = state.step, state.facts["seconds"]
         self.record = MetricsRecord(keep=state.facts["record_bytes"])
-        self.record.cut_back(self.folder.metrics)
-        self.folder.cut_back(self.step)
+        self.world.on_main(self._cut_back)
         rows = read_metrics(self.folder.metrics)
         self.probe_rows = [row for row in rows if "probe/loss" in row]
         self.alarms = [Alarm.of_row(row) for row in rows if "alarm" in row]
         return batch
+
+    def _cut_back(self) -> None:
+        self.record.cut_back(self.folder.metrics)
+        self.folder.cut_back(self.step)
 
     def _not_written(self, error: Exception) -> RunFailed:
         """The disk does not take what the run writes; what is there stays whole."""
@@ -231,7 +256,7 @@ class Run:
         """The training pairs with their reference column, checked against the policy; and the loss at step 0."""
         for line in show_pair(self.pairs[0], self.tokenizer):
             tell(self.console, line)
-        cache = open_cache(self.config, self.model, self.weights_sha256, self.compute)
+        cache = open_cache(self.config, self.model, self.weights_sha256, self.compute, keep=self.world.is_main)
         first = slice(0, PREFLIGHT_PAIRS)
         self.probe.start = start = self._column("probe set at step 0", self.probe.pairs, cache)
         if not self.config.loss.needs_reference:
@@ -250,9 +275,12 @@ class Run:
         """The starting model's log-probs, from the cache as far as it has them."""
         found = look_up(pairs, cache)
         with ExitStack() as alone:
-            if found.missing:
+            if found.missing and self.world.is_main:
                 waiting = partial(self.console.phase, f"{name}: another run computes them, waiting", None)
                 alone.enter_context(cache.alone(waiting))
+            if found.missing or not self.world.alone:
+                # Another run may store values at any time: what the main process has found, all have found.
+                cache.values = self.world.from_main(cache.values)
                 found = look_up(pairs, cache)
             if found.missing:
                 with self.console.phase(name, len(found.missing)) as phase:
@@ -287,7 +315,8 @@ class Run:
             lost = isinstance(failure, WeightsLost)
             kept = "is lost, but for its checkpoints and states" if lost else f"is in {self._save()}"
             failure.where = f"step {self.step + 1}; the policy before it {kept}"
-            write_json(self.folder.failure, {"step": self.step + 1, "what": failure.what, "fix": failure.fix})
+            if self.world.is_main:
+                write_json(self.folder.failure, {"step": self.step + 1, "what": failure.what, "fix": failure.fix})
             raise
         self.signals.deferring = False
 
@@ -298,8 +327,10 @@ class Run:
         every = self.config.checkpoint.every
         if every and self.step % every == 0 and self.step < self.plan.total:
             self._save()
-            self._keep_newest_and_best()
-        if self.signals.asked or (self.step < self.plan.total and self._state_is_due()):
+            if self.world.is_main:
+                self._keep_newest_and_best()
+        self.signals.agree(lambda number: self.world.largest(number)[0])
+        if self.signals.asked or (self.step < self.plan.total and self.world.on_main(self._state_is_due)):
             self._save_state(batch)
         self.signals.obey(f"the state after step {self.step} of {self.plan.total} is saved, the same command goes on")
 
@@ -312,11 +343,12 @@ class Run:
     def _save_state(self, batch: Batch) -> None:
         """What the run goes on from; where the disk has no room for it training goes on, unless it is to stop."""
         began = time.monotonic()
-        self.record.flush_to_disk()
+        if self.world.is_main:
+            self.record.flush_to_disk()
         facts = {"seconds": self.seconds, "record_bytes": self.record.offset}
         assert self.probe.start is not None
         try:
-            save_state(self.states, self.step, facts, self.model, self.optimisers, batch, self.probe.start)
+            save_state(self.states, self.step, facts, self.model, self.optimisers, batch, self.probe.start, self.world)
         except (OSError, SafetensorError) as error:
             if self.signals.asked:
                 raise
@@ -351,11 +383,14 @@ class Run:
 
     def _save(self) -> Path:
         folder = self.folder.checkpoint(self.step)
-        save_checkpoint(folder, self.model, self.tokenizer, self.template, self.manifest | {"step": self.step})
+        manifest = self.manifest | {"step": self.step}
+        save_checkpoint(folder, self.model, self.tokenizer, self.template, manifest, self.world)
         return folder
 
     def _finish(self) -> None:
         checkpoint = self._save()
+        if not self.world.is_main:
+            return
         draw(self.folder, self.config)
         result = {
             "name": self.config.name,
@@ -374,6 +409,8 @@ class Run:
         self.folder.finish(result)
 
     def _listeners(self) -> list[Sink]:
+        if not self.world.is_main:
+            return []
         sinks: list[Sink] = [self.record]
         if self.config.tracker.mode is not WandbMode.disabled:
             from dil_cli.tracking.wandb_sink import WandbSink

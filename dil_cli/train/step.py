@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from dil_cli.data.packing import packed_tokens
-from dil_cli.dynamics.measure import Compute, forward_pairs, score_pairs, split_batch
+from dil_cli.dynamics.measure import Compute, Share, forward_pairs, score_pairs, share_of
 from dil_cli.errors import RunFailed
 from dil_cli.losses import PreferenceLoss
+from dil_cli.train.clock import Part, StepClock
 from dil_cli.train.optimiser import clip_gradient
 from dil_cli.types import PairLogps, TokenisedPair
 
@@ -94,29 +95,48 @@ class Gradient:
         return (slope_B * tokens_B if self.per_token else slope_B).abs()
 
 
-def accumulate_gradient(model: PreTrainedModel, loss: PreferenceLoss, batch: Batch, compute: Compute) -> Gradient:
+def accumulate_gradient(
+    model: PreTrainedModel, loss: PreferenceLoss, batch: Batch, compute: Compute, clock: StepClock | None = None
+) -> Gradient:
     """Add the gradient of the batch's mean loss to the weights, micro-batch by micro-batch.
+
+    Each process computes its share of the pairs; gradient and measurements are those of the whole batch in all of them;
+    `clock` hears how long they exchange them.
 
     Raises:
         RunFailed: when a loss or its derivative is not finite, naming the rows of the pairs.
     """
     batch = replace(batch, pairs=as_read(batch.pairs, loss))
-    groups = split_batch(batch.pairs, compute)
+    share = share_of(batch.pairs, compute)
     whole = None
-    if loss.couples_batch and len(groups) > 1:
+    if loss.couples_batch and (len(share.own) > 1 or not compute.world.alone):
         whole = differentiate(loss, batch, score_pairs(model, batch.pairs, compute))
+        _refuse_non_finite(batch.pairs, whole)
     parts = []
-    for group in groups:
+    for group in share.own:
         part = batch.part(group)
         graph = forward_pairs(model, part.pairs, compute)
         if whole is None:
             parts.append(differentiate(loss, part, graph))
         slopes = parts[-1].slopes() if whole is None else whole.slopes(group)
-        ends = [graph.policy_chosen_B, graph.policy_rejected_B]
-        torch.autograd.backward(
-            ends, [slope_B.to(end_B) / len(batch.pairs) for slope_B, end_B in zip(slopes, ends, strict=True)]
-        )
-    return _gather(parts, groups) if whole is None else whole
+        # What is not finite is refused below, by all processes alike; until then no weight shall see it.
+        _backward(graph, [slope_B.nan_to_num(0, 0, 0) / len(batch.pairs) for slope_B in slopes], compute)
+    for group in share.fillers:
+        graph = forward_pairs(model, batch.part(group).pairs, compute)
+        _backward(graph, [torch.zeros(len(group))] * 2, compute)
+    with (clock or StepClock()).part(Part.communication):
+        compute.world.add_gradients(model.parameters())
+        gathered = whole or _gather(parts, share, batch, loss, compute)
+    _refuse_non_finite(batch.pairs, gathered)
+    return gathered
+
+
+def _backward(graph: PairLogps, slopes: Sequence[Tensor], compute: Compute) -> None:
+    """Add the slopes times the derivatives of the log-probs to the gradient."""
+    world, ends = compute.world, [graph.policy_chosen_B, graph.policy_rejected_B]
+    # Sharded weights take the mean over the processes in the backward pass, and a step's gradient is the sum.
+    factor = world.size if world.sharded else 1
+    torch.autograd.backward(ends, [slope_B.to(end_B) * factor for slope_B, end_B in zip(slopes, ends, strict=True)])
 
 
 def as_read(pairs: Sequence[TokenisedPair], loss: PreferenceLoss) -> Sequence[TokenisedPair]:
@@ -125,11 +145,7 @@ def as_read(pairs: Sequence[TokenisedPair], loss: PreferenceLoss) -> Sequence[To
 
 
 def differentiate(loss: PreferenceLoss, batch: Batch, policy: PairLogps) -> Gradient:
-    """The losses of the pairs of `batch`, whose policy log-probs are `policy`, and their slopes.
-
-    Raises:
-        RunFailed: when a loss or its derivative is not finite, naming the rows of the pairs.
-    """
+    """The losses of the pairs of `batch`, whose policy log-probs are `policy`, and their slopes."""
     device = policy.policy_chosen_B.device
     chosen_B = policy.policy_chosen_B.detach().requires_grad_()
     rejected_B = policy.policy_rejected_B.detach().requires_grad_()
@@ -143,7 +159,7 @@ def differentiate(loss: PreferenceLoss, batch: Batch, policy: PairLogps) -> Grad
     out = loss(logps)
     slopes = torch.autograd.grad(out.loss_B.sum(), [chosen_B, rejected_B], materialize_grads=True)
     logps = logps.map(lambda x_B: x_B.detach().cpu())
-    gradient = Gradient(
+    return Gradient(
         logps=logps,
         loss_B=out.loss_B.detach().cpu(),
         slope_chosen_B=slopes[0].cpu(),
@@ -152,8 +168,6 @@ def differentiate(loss: PreferenceLoss, batch: Batch, policy: PairLogps) -> Grad
         tokens=sum(map(packed_tokens, batch.pairs)),
         per_token=loss.reduction.value == "mean",
     )
-    _refuse_non_finite(batch.pairs, gradient)
-    return gradient
 
 
 def apply_gradient(
@@ -233,22 +247,39 @@ def _named(rows: Sequence[int]) -> str:
     return f"{len(rows)} pairs (rows {shown})" if rows else "no single pair"
 
 
-def _gather(parts: Sequence[Gradient], groups: Sequence[Sequence[int]]) -> Gradient:
-    """The micro-batches' measurements as one, in the order of the batch."""
-    order = torch.tensor([i for group in groups for i in group]).argsort()
+def _gather(parts: Sequence[Gradient], share: Share, batch: Batch, loss: PreferenceLoss, compute: Compute) -> Gradient:
+    """The micro-batches' measurements, of all processes, as one in the order of the batch."""
+    index = torch.tensor([i for group in share.own for i in group], dtype=torch.long)
 
-    def joined(values: Sequence[Tensor]) -> Tensor:
-        return torch.cat(list(values))[order]
+    def column(values: Sequence[Tensor]) -> Tensor:
+        own = torch.cat([*values]) if values else torch.zeros(0)  # a process of more than there are pairs has none
+        return own.new_zeros(len(batch.pairs)).index_copy(0, index, own)
 
-    present = [name for name, x_B in vars(parts[0].logps).items() if x_B is not None]
+    chosen_B, rejected_B, loss_B, slope_chosen_B, slope_rejected_B, guarded_B = compute.world.joined(
+        [
+            column([part.logps.policy_chosen_B for part in parts]),
+            column([part.logps.policy_rejected_B for part in parts]),
+            column([part.loss_B for part in parts]),
+            column([part.slope_chosen_B for part in parts]),
+            column([part.slope_rejected_B for part in parts]),
+            column([part.guarded_B for part in parts]),
+        ]
+    )
     return Gradient(
-        logps=PairLogps(**{name: joined([getattr(part.logps, name) for part in parts]) for name in present}),
-        loss_B=joined([part.loss_B for part in parts]),
-        slope_chosen_B=joined([part.slope_chosen_B for part in parts]),
-        slope_rejected_B=joined([part.slope_rejected_B for part in parts]),
-        guarded_B=joined([part.guarded_B for part in parts]),
-        tokens=sum(part.tokens for part in parts),
-        per_token=parts[0].per_token,
+        logps=PairLogps(
+            policy_chosen_B=chosen_B,
+            policy_rejected_B=rejected_B,
+            chosen_tokens_B=torch.tensor([len(pair.chosen) for pair in batch.pairs]),
+            rejected_tokens_B=torch.tensor([len(pair.rejected) for pair in batch.pairs]),
+            reference_chosen_B=batch.reference_chosen_B,
+            reference_rejected_B=batch.reference_rejected_B,
+        ),
+        loss_B=loss_B,
+        slope_chosen_B=slope_chosen_B,
+        slope_rejected_B=slope_rejected_B,
+        guarded_B=guarded_B,
+        tokens=sum(map(packed_tokens, batch.pairs)),
+        per_token=loss.reduction.value == "mean",
     )
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
 from dil_cli.errors import Stopped
 
+SAME_S = 1.0
+"""A signal that comes again within this time is the same one: a terminal and a launcher both hand it on."""
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 75, signal.SIGUSR1: 75}
 """75 is EX_TEMPFAIL: run the same command again. Slurm sends SIGTERM or, with --signal=USR1@120, SIGUSR1 before."""
 
@@ -22,6 +26,7 @@ class StopSignals:
     def __init__(self) -> None:
         self.deferring = False
         self._asked: signal.Signals | None = None
+        self._when = 0.0
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopSignals:
@@ -41,6 +46,11 @@ class StopSignals:
         """Whether a signal is kept."""
         return self._asked is not None
 
+    def agree(self, largest: Callable[[int], int]) -> None:
+        """Keep a signal that any process of the run has heard; `largest` gives the largest number among them."""
+        number = largest(int(self._asked or 0))
+        self._asked = signal.Signals(number) if number else None
+
     def obey(self, saved: str) -> None:
         """Stop if a signal is kept; `saved` says what was done first.
 
@@ -53,7 +63,9 @@ class StopSignals:
     def _heard(self, number: int, frame: FrameType | None) -> None:
         heard = signal.Signals(number)
         if self.deferring and self._asked is None:
-            self._asked = heard
+            self._asked, self._when = heard, time.monotonic()
+            return
+        if self.deferring and time.monotonic() - self._when < SAME_S:
             return
         raise Stopped(_told(heard), EXIT_CODES[heard])
 

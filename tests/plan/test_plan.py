@@ -23,8 +23,8 @@ from benchmarks.limit import must_do
 from benchmarks.models import MISTRAL_7B
 from benchmarks.pairs import Pair
 from dil_cli.config.compose import compose
+from dil_cli.config.distributing import Sharding
 from dil_cli.config.paths import conf_dir
-from dil_cli.config.planning import Sharding
 from dil_cli.config.schema import ModelConfig, OptimConfig, Optimiser, WeightType
 from dil_cli.data.packing import pack_pairs, packed_tokens
 from dil_cli.errors import DilError

@@ -24,8 +24,11 @@ class Dil:
     def __init__(self, folder: Path, argv: list[str]) -> None:
         self.log = folder / f"log-{time.monotonic_ns()}.txt"
         self.log.touch()
-        self._process: BaseProcess = FORKS.Process(target=_main, args=(str(folder), argv, str(self.log)))
+        self._process = self._start(folder, argv)
         self._process.start()
+
+    def _start(self, folder: Path, argv: list[str]) -> BaseProcess:
+        return FORKS.Process(target=main_in, args=(str(folder), argv, str(self.log)))
 
     @property
     def pid(self) -> int:
@@ -60,7 +63,8 @@ class Dil:
         return self.until(lambda: text in self.text)
 
 
-def _main(folder: str, argv: list[str], log: str) -> None:
+def main_in(folder: str, argv: list[str], log: str) -> None:
+    """`dil ARGV` in `folder`, its output in `log`."""
     handle = os.open(log, os.O_WRONLY)
     os.dup2(handle, 1)
     os.dup2(handle, 2)

@@ -23,7 +23,10 @@ class Traces:
 
 
 def traces(run: Path) -> Traces:
-    rows = [{k: v for k, v in row.items() if k not in MEASURED} for row in read_metrics(run / "metrics.jsonl")]
+    rows = [
+        {k: v for k, v in row.items() if k.rpartition("/")[2] not in MEASURED}
+        for row in read_metrics(run / "metrics.jsonl")
+    ]
     result = json.loads((run / "result.json").read_text())
     del result["train_seconds"]
     kept = [path for part in ("probe", "checkpoints") for path in sorted((run / part).rglob("*")) if path.is_file()]

@@ -1,0 +1,27 @@
+"""Tensors that lie in parts over the processes, made whole and taken apart again."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The whole tensor, detached, in every process; all of them must ask."""
+    detached = tensor.detach()
+    return detached.full_tensor() if isinstance(detached, DTensor) else detached
+
+
+def put(place: Tensor, value: Tensor) -> None:
+    """Copy the whole `value`, which each process has, into `place`, of which it may hold a part."""
+    with torch.no_grad():
+        place.copy_(part_like(place, value))
+
+
+def part_like(place: Tensor, value: Tensor) -> Tensor:
+    """This process's part of the whole `value`, as `place` is parted."""
+    if not isinstance(place, DTensor):
+        return value
+    on_device = value.to(place.to_local().device)
+    return distribute_tensor(on_device, place.device_mesh, place.placements, src_data_rank=None)
