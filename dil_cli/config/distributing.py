@@ -17,11 +17,6 @@ class Sharding(str, Enum):
     fsdp2 = "fsdp2"
     zero3 = "zero3"
 
-    @property
-    def in_parts(self) -> bool:
-        """Whether weights, gradient and optimiser lie in parts over the processes."""
-        return self in {Sharding.fsdp2, Sharding.zero3}
-
 
 @dataclass(kw_only=True)
 class DistributedConfig:

@@ -60,6 +60,11 @@ def to_start(config: DistributedConfig, device: Device) -> int:
     Raises:
         DilError: when the config and the launcher do not agree, or nothing says how many.
     """
+    if config.kind is Sharding.zero3:
+        raise DilError(
+            "dil plans for DeepSpeed's ZeRO-3, it does not train through it", "distributed.kind=zero3",
+            "distributed=fsdp2, which parts weights, gradient and optimiser alike",
+        )  # fmt: skip
     place, wanted = launched(), config.processes
     if config.kind is Sharding.none:
         if place is not None and place.size > 1:
@@ -110,7 +115,7 @@ def joined(config: DistributedConfig, device: Device) -> Iterator[World]:
         "cpu:gloo,cuda:nccl" if on_gpu else "gloo", store=store, rank=rank, world_size=size, timeout=PATIENCE
     )
     with _told_once(store):
-        yield World(rank, size, sharded=config.kind in {Sharding.fsdp2, Sharding.zero3})
+        yield World(rank, size, sharded=config.kind is Sharding.fsdp2)
         dist.destroy_process_group()
 
 
@@ -120,14 +125,17 @@ def _told_once(store: Store) -> Iterator[None]:
     try:
         yield
     except (Exception, KeyboardInterrupt) as error:
+        code = getattr(error, "exit_code", 130 if isinstance(error, KeyboardInterrupt) else 1)
         if _is_loss_of_another(error):
+            if (told := _told(store)) is not None:
+                raise SystemExit(told) from error
             # The launcher says which process it was and ends this one; only where there is none is it said here.
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, signal.SIG_DFL)
             time.sleep(LAUNCHER_ENDS_S)
-        if _first(store):
+        if _is_first(store, code):
             _tell(error)
-        raise SystemExit(getattr(error, "exit_code", 130 if isinstance(error, KeyboardInterrupt) else 1)) from error
+        raise SystemExit(code) from error
 
 
 def _is_loss_of_another(error: BaseException) -> bool:
@@ -138,11 +146,23 @@ def _is_loss_of_another(error: BaseException) -> bool:
     )
 
 
-def _first(store: Store) -> bool:
+def _is_first(store: Store, code: int) -> bool:
+    """Whether no other process has ended before; the others then learn the exit code."""
     try:
-        return bool(store.add("dil/told", 1) == 1)
+        first = bool(store.add("dil/ended", 1) == 1)
+        if first:
+            store.set("dil/exit_code", str(code))
+        return first
     except RuntimeError:  # it went with the process that held it; better said twice than never
         return True
+
+
+def _told(store: Store) -> int | None:
+    """The exit code of the process that has ended and said why, None if there is none."""
+    try:
+        return int(store.get("dil/exit_code")) if store.check(["dil/exit_code"]) else None
+    except RuntimeError:
+        return None
 
 
 def _tell(error: BaseException) -> None:

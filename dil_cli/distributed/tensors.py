@@ -6,11 +6,22 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from dil_cli.distributed.world import World
+
 
 def whole(tensor: Tensor) -> Tensor:
     """The whole tensor, detached, in every process; all of them must ask."""
     detached = tensor.detach()
     return detached.full_tensor() if isinstance(detached, DTensor) else detached
+
+
+def to_write(tensor: Tensor, world: World) -> Tensor:
+    """The whole tensor on the CPU of the main process, which writes it; nothing elsewhere. All of them must ask."""
+    gathered = whole(tensor)
+    if not world.is_main:
+        return gathered.new_empty(0)
+    # What is gathered of uneven parts is a view of more, which safetensors does not take.
+    return gathered.cpu().clone(memory_format=torch.contiguous_format) if world.sharded else gathered.cpu().contiguous()
 
 
 def put(place: Tensor, value: Tensor) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -50,8 +50,20 @@ class World:
             dist.all_reduce(torch.zeros(1))  # on the CPU; a barrier would take the GPUs' backend
 
     def on_main(self, call: Callable[[], T]) -> T:
-        """What `call` gives in the main process, which alone makes it; what is raised there ends the others too."""
-        return call() if self.alone else self.from_main(call() if self.is_main else None)
+        """What `call` gives in the main process, which alone makes it; what it raises there is raised in all."""
+        if self.alone:
+            return call()
+        value: T | None = None
+        error: Exception | None = None
+        if self.is_main:
+            try:
+                value = call()
+            except Exception as raised:
+                error = raised
+        value, error = self.from_main((value, error))
+        if error is not None:
+            raise error
+        return cast(T, value)
 
     def from_main(self, value: Any) -> Any:
         """The main process's `value` in all of them."""

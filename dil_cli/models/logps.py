@@ -6,6 +6,7 @@ Shapes: R rows, T tokens of the longest row, N scored tokens, S responses, V voc
 from __future__ import annotations
 
 from dataclasses import replace
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +22,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+PASSES = "packed_logps"
+"""Method of a model whose weights lie in parts: `fully_shard` gathers them for a call of it, or of `forward`."""
+
+
+def let_pass(model: PreTrainedModel) -> None:
+    """Give `model` the method `PASSES`, through which `packed_logps` then goes."""
+    setattr(model, PASSES, MethodType(_packed_logps, model))
+
+
 def packed_logps(model: PreTrainedModel, pack: Pack) -> Tensor:
     """Summed log-prob of each response in the pack, float32 or better (2B,), in nats; chosen first.
 
@@ -29,6 +39,12 @@ def packed_logps(model: PreTrainedModel, pack: Pack) -> Tensor:
     Raises:
         PackRefused: when the model does not use that attention, or its head is none that is known.
     """
+    own = getattr(model, PASSES, None)
+    logps_S: Tensor = _packed_logps(model, pack) if own is None else own(pack)
+    return logps_S
+
+
+def _packed_logps(model: PreTrainedModel, pack: Pack) -> Tensor:
     head = Head.of(model)
     if head is None:
         raise PackRefused("its vocabulary head is not a linear layer")

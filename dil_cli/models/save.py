@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from dil_cli.distributed.tensors import whole
+from dil_cli.distributed.tensors import to_write
 from dil_cli.distributed.world import ALONE, World
 from dil_cli.files import replacing, write_json
 
@@ -28,9 +28,7 @@ def save_checkpoint(
     All processes of `world` give their parts of the weights, and the main one writes.
     """
     weights = _whole_weights(model, world) if world.sharded else None
-    if world.is_main:
-        _write(folder, model, tokenizer, template, manifest, weights)
-    world.wait()  # a process that goes on or ends may not do so before the checkpoint is there
+    world.on_main(lambda: _write(folder, model, tokenizer, template, manifest, weights))
 
 
 def _write(
@@ -58,6 +56,6 @@ def _whole_weights(model: PreTrainedModel, world: World) -> dict[str, Tensor]:
     weights: dict[str, Tensor] = {}
     for name, value in model.state_dict(keep_vars=True).items():
         if id(value) not in made:  # a tied weight has two names and is one
-            made[id(value)] = whole(value).cpu() if world.is_main else whole(value)[:0]
+            made[id(value)] = to_write(value, world)
         weights[name] = made[id(value)]
     return weights

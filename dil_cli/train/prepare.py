@@ -9,9 +9,11 @@ from dil_cli.config.schema import TrainConfig
 from dil_cli.data.join import join_splits
 from dil_cli.data.load import PairSplits
 from dil_cli.data.tokenise import TokenisedSplit, flip_labels, tokenise_splits
+from dil_cli.distributed.shard import shard
 from dil_cli.distributed.world import ALONE, World
 from dil_cli.dynamics.measure import Compute
 from dil_cli.models.load import Policy
+from dil_cli.models.logps import PASSES, let_pass
 from dil_cli.tracking.console import ConsoleSink
 from dil_cli.train.optimiser import check_available
 from dil_cli.train.ready import ready_policy
@@ -49,7 +51,7 @@ def prepare(
         DilError: for a device, optimiser, model or data set that cannot be trained with.
         RunFailed: when the processes of `world` come to compute in different ways.
     """
-    check_available(config.optim)
+    check_available(config.optim, world)
     ready = ready_policy(
         config.model, config.data, config.device, config.precision, config.optim.token_budget, console, world=world
     )
@@ -60,6 +62,9 @@ def prepare(
     if config.data.join_to is not None:
         with console.phase("joining pairs", None):
             pairs = join_splits(pairs, tokenizer, config.data, config.seed)
+    if world.sharded:
+        let_pass(ready.policy.model)
+        shard(ready.policy.model, config.distributed, world, ready.compute.device, precision == "bf16", PASSES)
     cache = Path(config.output) / "cache" / "tokens"
     with console.phase("tokenising", None), world.main_first():
         train, heldout = tokenise_splits([pairs.train, pairs.heldout], tokenizer, config.data, cache, keep)

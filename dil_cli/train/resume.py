@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dil_cli.artifacts.states import State, States
-from dil_cli.distributed.tensors import part_like, put, whole
+from dil_cli.distributed.tensors import part_like, put, to_write
 from dil_cli.distributed.world import World
 from dil_cli.errors import DilError
 from dil_cli.train.step import Batch
@@ -55,17 +55,15 @@ def save_state(
 
     All processes of `world` give their parts, and the main one writes them as wholes: any number can go on from there.
     """
-    policy = {name: whole(value).cpu().contiguous() for name, value in _policy(model)}
+    policy = {name: to_write(value, world) for name, value in _policy(model)}
     moments = {
-        f"{number}.{parameter}.{name}": whole(value).cpu()
+        f"{number}.{parameter}.{name}": to_write(value, world)
         for number, optimiser in enumerate(optimisers)
         for parameter, state in optimiser.state_dict()["state"].items()
         for name, value in _flat(state)
     }
-    if world.is_main:
-        write = partial(_write, policy=policy, moments=moments, batch=batch, probe_start=probe_start)
-        states.save(step, facts | {"generators": _generators()}, write)
-    world.wait()
+    write = partial(_write, policy=policy, moments=moments, batch=batch, probe_start=probe_start)
+    world.on_main(lambda: states.save(step, facts | {"generators": _generators()}, write))
 
 
 def restore(state: State, model: PreTrainedModel, optimisers: Sequence[torch.optim.Optimizer]) -> None:

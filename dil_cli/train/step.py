@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from dil_cli.data.packing import packed_tokens
+from dil_cli.distributed.tensors import whole as whole_tensor
 from dil_cli.dynamics.measure import Compute, Share, forward_pairs, score_pairs, share_of
 from dil_cli.errors import RunFailed
 from dil_cli.losses import PreferenceLoss
@@ -211,9 +212,9 @@ def apply_gradient(
 
 def _refuse_lost_weights(model: PreTrainedModel) -> None:
     """A norm over all weights costs one pass over them; which one it was is asked only afterwards."""
-    if torch.nn.utils.get_total_norm(p.detach() for p in model.parameters()).isfinite():
+    if whole_tensor(torch.nn.utils.get_total_norm(p.detach() for p in model.parameters())).isfinite():
         return
-    names = [name for name, parameter in model.named_parameters() if not parameter.isfinite().all()]
+    names = [name for name, parameter in model.named_parameters() if not whole_tensor(parameter).isfinite().all()]
     raise WeightsLost(
         f"the update gave weights that are not finite ({names[0] if names else 'too large'}), from a finite gradient",
         fix="lower optim.lr; raise optim.eps",

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.reliability.traces import MEASURED, OFTEN, run_in, traces
 
-KINDS = ["ddp"]
+KINDS = ["ddp", "fsdp2"]
 
 
 @pytest.fixture
@@ -44,6 +44,10 @@ def rows_of(run: Path) -> list[dict[str, object]]:
     return [{key: value for key, value in row.items() if key.rpartition("/")[2] not in MEASURED} for row in rows]
 
 
+def last_checkpoint(run: Path) -> Path:
+    return max((run / "checkpoints").iterdir())
+
+
 def require_equal(run: Path, alone: Path, rel: float = 1e-5) -> None:
     """Every number of the record and the probe files, and the weights."""
     rows, expected = rows_of(run), rows_of(alone)
@@ -61,7 +65,7 @@ def require_equal(run: Path, alone: Path, rel: float = 1e-5) -> None:
         assert table.column_names == other.column_names
         for column in table.column_names:
             assert table[column].to_pylist() == pytest.approx(other[column].to_pylist(), rel=rel, abs=rel)
-    (weights, other) = (load_file(path / "checkpoints/step-000009/model.safetensors") for path in (run, alone))
+    weights, other = (load_file(last_checkpoint(path) / "model.safetensors") for path in (run, alone))
     assert weights.keys() == other.keys()
     for name, value in other.items():
         torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=2e-5)  # Adam divides by small moments
@@ -88,7 +92,7 @@ def test_several_processes_give_what_one_gives(kind, number, more, ranks, words,
     run = run_in(tmp_path / "several")
     assert run.name == run_in(tmp_path / "alone").name
     require_equal(run, run_in(tmp_path / "alone"))
-    model = AutoModelForCausalLM.from_pretrained(run / "checkpoints/step-000009")
+    model = AutoModelForCausalLM.from_pretrained(last_checkpoint(run))
     assert type(model).__name__ == "LlamaForCausalLM"
 
 
@@ -146,6 +150,18 @@ def test_an_error_is_said_once_and_keeps_its_exit_code(ranks, words, tmp_path: P
         "error: 2 processes were started, and distributed=none is of one\nwhere: distributed=none\n"
         "fix:   distributed=ddp, or fsdp2"
     )
+
+
+@pytest.mark.distributed
+def test_what_does_not_go_in_parts_is_refused(ranks, words):
+    for more, what in [
+        (["distributed=fsdp2", "optim=muon"], "muon needs whole matrices, each process has its part of them"),
+        (["distributed=fsdp2", "distributed.offload=true"], "there is no GPU whose memory could be saved"),
+        (["distributed.kind=zero3"], "dil plans for DeepSpeed's ZeRO-3, it does not train through it"),
+    ]:
+        refused = ranks(2, *words, *more)
+        assert refused.wait() == [2, 2], refused.text
+        assert refused.text.count("error:") == refused.text.count(f"error: {what}\n") == 1, refused.text
 
 
 @pytest.mark.distributed
