@@ -96,6 +96,7 @@ def test_several_processes_give_what_one_gives(kind, number, more, ranks, words,
     assert type(model).__name__ == "LlamaForCausalLM"
 
 
+@pytest.mark.distributed
 @pytest.mark.parametrize("kind", KINDS)
 def test_killed_and_stopped_it_goes_on_to_the_same_end(kind, ranks, words, tmp_path: Path):
     words = [*words, f"distributed={kind}"]
