@@ -14,8 +14,8 @@ from dil_cli.report.record import Record
 from dil_cli.report.sweep import Sweep, config_key
 
 NOT_IDENTITY = (
-    "output", "tracker", "device", "preset", "allow_custom", "resume", "optim.token_budget", "model.token_budget",
-    "checkpoint.keep", "checkpoint.resume_minutes",
+    "output", "tracker", "device", "preset", "allow_custom", "resume", "profile", "optim.token_budget",
+    "model.token_budget", "checkpoint.keep", "checkpoint.resume_minutes", "distributed",
 )  # fmt: skip
 """As `config.identity` has it, which cannot be imported without torch; a test holds the two together."""
 
