@@ -23,16 +23,17 @@ import torch
 
 from benchmarks import machine, pairs
 from benchmarks.memory import PeakMemory
-from dil_cli.config.planning import Sharding
+from dil_cli.config.adapting import AdapterKind, PeftConfig
+from dil_cli.config.distributing import Sharding
 from dil_cli.config.schema import ModelConfig, OptimConfig, Optimiser, Schedule, WeightType
 from dil_cli.dynamics.layout import choose_layout
 from dil_cli.dynamics.measure import Compute
 from dil_cli.losses import LOSSES
-from dil_cli.plan.adapters import add_adapters
+from dil_cli.models.adapters import add_adapter
 from dil_cli.plan.geometries import MISTRAL_7B, empty_model
 from dil_cli.plan.lengths import Lengths
 from dil_cli.plan.memory import Setup, memory
-from dil_cli.plan.trace import Adapter, trace_step
+from dil_cli.plan.trace import trace_step
 from dil_cli.train.batches import StepPlan
 from dil_cli.train.loop import train
 from dil_cli.train.optimiser import build_optimisers
@@ -52,13 +53,13 @@ class Way:
     """How a model that takes 16 bytes a parameter in float32 comes onto one GPU, its weights in bfloat16."""
 
     optimiser: Optimiser = Optimiser.adamw
-    adapter: Adapter | None = None
+    adapter: PeftConfig | None = None
 
 
 WAYS = {
     "full_bf16": Way(),
     "full_8bit": Way(optimiser=Optimiser.adamw_8bit),
-    "lora": Way(adapter=Adapter(16)),
+    "lora": Way(adapter=PeftConfig(kind=AdapterKind.lora, r=16, alpha=32, dropout=0.0, lr_factor=10.0)),
 }
 
 
@@ -125,7 +126,7 @@ def measured(
         policy = empty_model(shape, model)
         choice = choose_layout(policy, Compute(device, True, args.token_budget, 0), args.max_length)
         if way.adapter is not None:  # in float32, as the plan has them; the check of layouts is without autocast
-            add_adapters(policy, way.adapter.rank)
+            add_adapter(policy, way.adapter, model.path, None, seed=0)
     enable: Any = policy.activation_checkpointing_enable
     enable(activation_checkpointing_kwargs={"use_reentrant": False})
     zeros = torch.zeros(len(some))

@@ -20,6 +20,7 @@ COMMANDS = {
     "sweep": "train every combination of some values; finished runs are kept, the rest goes on",
     "plan": "memory, time and disk of a run before it is started, on a machine that need not be here",
     "eval": "measure checkpoints: held-out likelihoods, reasoning benchmarks, win rates by a judge",
+    "export": "a checkpoint as a folder that other programs load; an adapter merged into its model",
     "report": "tables, figures and one page from finished runs; compare two of them",
     "losses": "list the losses, explain one, draw their gradients",
     "cache": "list, verify and remove what runs keep for each other",
@@ -27,6 +28,7 @@ COMMANDS = {
 }
 
 WITHOUT_CONFIG = {
+    "export": "dil_cli.export.command",
     "report": "dil_cli.report.command",
     "losses": "dil_cli.catalogue.command",
     "cache": "dil_cli.cache.command",
@@ -45,11 +47,13 @@ examples:
   dil train                                     the tiny bundled model on bundled pairs, minutes on a laptop
   dil train loss=ukl                            another loss; dil train --help lists all groups
   dil train loss=dpo loss.beta=0.05 seed=1      any value can be set
+  dil train peft=lora                           adapters beside frozen weights
   dil train model=mistral7b data=ultrafeedback  the paper's 7B setting
   dil sweep loss=lsif,bce,ukl,dpo seed=0,1,2    twelve runs and a table; the same command again goes on
   dil plan model=llama3_8b gpu=h100-80          does it fit, how long will it take
   dil eval checkpoint=outputs/RUN               its likelihoods on held-out pairs, with intervals
   dil eval checkpoint=RUN benchmark=paper       MMLU-Pro, BBH, MuSR, MATH, GSM8K and ARC
+  dil export outputs/RUN --merge --to DIR       an adapter and its model as one
   dil report outputs                            all finished runs: figures, intervals over seeds, what they show
   dil losses ukl                                what a loss is; dil losses lists all
   dil cache list                                the reference log-probs that runs share

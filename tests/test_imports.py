@@ -35,6 +35,8 @@ ALLOWED = {
     "catalogue": {"errors", "options", "types", "files", "losses", "config", "dynamics"},
     # `dil cache verify` computes log-probs as a run does, on the device a run would choose.
     "cache": {"errors", "options", "types", "files", "hub", "config", "data", "models", "dynamics", "train"},
+    # It reads checkpoints and the configs of models, and writes models.
+    "export": {"errors", "options", "files", "hub", "config", "models"},
     # Reads files; neither losses nor models, so that it answers without torch.
     "report": {"errors", "options", "files", "artifacts", "dynamics", "tracking"},
     # It checks what `dil train` would refuse, and its table has the report's intervals.
@@ -58,7 +60,7 @@ ALLOWED = {
 ONLY_IN = {
     "hydra": {"config"}, "omegaconf": {"config"}, "wandb": {"tracking"},
     # lm-eval loads its own questions, and `benchmark.root` stands in for the hub while it does.
-    "datasets": {"data", "evaluate"}, "lm_eval": {"evaluate"}, "peft": {"evaluate"}, "openai": {"evaluate"},
+    "datasets": {"data", "evaluate"}, "lm_eval": {"evaluate"}, "peft": {"models"}, "openai": {"evaluate"},
     "bitsandbytes": {"train"},
 }  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -95,7 +97,7 @@ def test_there_are_files_to_check():
 def test_help_imports_nothing_heavy():
     heavy = (
         "torch", "hydra", "transformers", "datasets", "wandb", "numpy", "rich", "omegaconf", "yaml", "openai",
-        "lm_eval",
+        "lm_eval", "peft",
     )  # fmt: skip
     for argv in (
         ["--help"],
@@ -105,6 +107,7 @@ def test_help_imports_nothing_heavy():
         ["cache", "--help"],
         ["doctor", "--help"],
         ["report", "--help"],
+        ["export", "--help"],
         ["eval", "--help"],
         ["plan", "--help"],
     ):

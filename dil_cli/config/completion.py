@@ -23,6 +23,7 @@ OPTIONS = ("--help", "--cfg", "--config-dir", "--info")
 OWN = {"sweep": ("--dry-run",), "train": ("--dry-run", "--multirun"), "eval": ("--stage",), "plan": ("--json",)}
 LAUNCHER, LAUNCHERS = "hydra/launcher=", ("basic", "joblib", "slurm", "submitit_local")
 WORDS = {
+    "export": ("--to", "--merge", "--dtype", "--trust-remote-code"),
     "report": ("--out", "--baseline", "--format", "--compare"),
     "cache": ("list", "verify", "prune"),
     "losses": ("--plot", "--out", "--markdown"),

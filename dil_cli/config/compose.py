@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
 from dil_cli.config import custom, judging, planning, schema
+from dil_cli.config.adapting import scaled
 from dil_cli.config.arguments import quoted, split_argv
 from dil_cli.config.explain import check_keys, explained
 from dil_cli.config.help import ROOTS
@@ -42,8 +43,9 @@ OWN_FOLDER = "."
 
 
 def register_schemas() -> None:
-    """Put every dataclass where YAML can inherit it: `defaults: [/schema/loss/ukl@_here_]`; and `${times:...}`."""
+    """Put every dataclass where YAML can inherit it: `defaults: [/schema/loss/ukl@_here_]`; and resolvers."""
     OmegaConf.register_new_resolver("times", times, replace=True)
+    OmegaConf.register_new_resolver("scaled", scaled, replace=True)
     store = ConfigStore.instance()
     for name, node in planning.ROOTS.items():
         store.store(group="schema", name=name, node=node)
@@ -51,7 +53,7 @@ def register_schemas() -> None:
         store.store(group="schema/benchmark", name=name, node=benchmark)
     for name, judge in judging.JUDGES.items():
         store.store(group="schema/judge", name=name, node=judge)
-    for name in ("model", "data", "optim", "tracker"):
+    for name in ("model", "data", "optim", "peft", "tracker"):
         store.store(group="schema", name=name, node=getattr(schema, f"{name.capitalize()}Config"))
     store.repo["schema"].pop("loss", None)  # an earlier command of this process may have brought its own
     for name, loss in registry.LOSSES.items():

@@ -3,20 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum
 
 from dil_cli.config import schema
 from dil_cli.config.distributing import DistributedConfig, Sharding
 from dil_cli.config.schema import TrainConfig
 from dil_cli.errors import require, require_positive
-
-
-class AdapterKind(str, Enum):
-    """What is trained: all weights, low-rank adapters, or these beside weights in four bits."""
-
-    none = "none"
-    lora = "lora"
-    qlora = "qlora"
 
 
 @dataclass(kw_only=True)
@@ -27,17 +18,6 @@ class PlannedProcesses(DistributedConfig):
 
     def __post_init__(self) -> None:
         self._check()
-
-
-@dataclass(kw_only=True)
-class PlannedAdapter:
-    """Adapters of rank `r` on every linear layer but the head."""
-
-    kind: AdapterKind = AdapterKind.none
-    r: int = 16
-
-    def __post_init__(self) -> None:
-        require(self.r > 0, "peft.r", self.r, "be above 0", 16)
 
 
 @dataclass(kw_only=True)
@@ -57,7 +37,6 @@ class PlanConfig(TrainConfig):
     lengths: list[int] | None = None
     json: bool = False
     distributed: PlannedProcesses = field(default_factory=PlannedProcesses)
-    peft: PlannedAdapter = field(default_factory=PlannedAdapter)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from dil_cli.config.adapting import PeftConfig
 from dil_cli.config.distributing import DistributedConfig
 from dil_cli.config.harness_schema import HarnessConfig
 from dil_cli.config.judging import WinrateConfig, check_judge
@@ -355,6 +356,7 @@ class TrainConfig:
     data: DataConfig
     loss: Any
     optim: OptimConfig
+    peft: PeftConfig = field(default_factory=PeftConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracker: TrackerConfig
@@ -364,6 +366,11 @@ class TrainConfig:
         require_path("output", self.output, "outputs")
         require(0 <= self.seed < 2**32, "seed", self.seed, "lie in 0 to 2**32 - 1", 42)
         require_file_name("name", self.name, "my-run")
+        muon = self.peft.trains_adapter and self.optim.kind is Optimiser.muon
+        require(not muon, "optim.kind", "muon", "be adamw or adamw_8bit for adapters", "adamw")
+        # Its slopes come from a pass over the whole batch, which another dropout than the second pass's would not fit.
+        coupled = bool(self.peft.dropout) and getattr(self.loss, "couples_batch", False)
+        require(not coupled, "peft.dropout", self.peft.dropout, "be 0 with a loss that couples its batch", 0)
 
 
 @dataclass(kw_only=True)

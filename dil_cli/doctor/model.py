@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from dil_cli import hub
 from dil_cli.artifacts.run_folder import RunFolder
@@ -13,7 +15,10 @@ from dil_cli.config.schema import Optimiser, TrainConfig, WeightType
 from dil_cli.doctor.finding import Finding, error, ok, warning
 from dil_cli.dynamics.measure import Layout
 from dil_cli.errors import DilError
-from dil_cli.models.load import resolve_source
+from dil_cli.models.adapter_files import base_config, check_start
+from dil_cli.models.adapters import count_adapter
+from dil_cli.models.load import read_config, resolve_source
+from dil_cli.models.trained import load_trained
 from dil_cli.tracking.console import make_console
 from dil_cli.train.ready import pick_device, ready_policy
 from dil_cli.train.sizes import device_memory, free_disk, machine_memory, size_text, states_at_once
@@ -42,11 +47,16 @@ def model(config: TrainConfig, reachable: Callable[[], bool]) -> Iterator[Findin
             return
     hub.work_offline()
     quiet = make_console(io.StringIO())
-    ready = ready_policy(config.model, config.data, config.device, config.precision, config.optim.token_budget, quiet)
+    load = partial(load_trained, peft=config.peft, seed=config.seed)
+    ready = ready_policy(
+        config.model, config.data, config.device, config.precision, config.optim.token_budget, quiet, load
+    )
     policy = ready.policy
     number = policy.model.num_parameters()
+    trained = sum(p.numel() for p in policy.model.parameters() if p.requires_grad)
     text = f"{config.model.path}: {number:,} parameters, loaded"
-    yield ok("model", "; ".join([text, *policy.notices]), parameters=number, type=policy.model.config.model_type)
+    yield ok("model", "; ".join([text, *policy.notices]), parameters=number, trained=trained,
+             type=policy.model.config.model_type)  # fmt: skip
     facts = {"layout": ready.compute.layout.value, "attention": str(policy.model.config._attn_implementation)}
     if config.model.attention == "packed" and ready.compute.layout is Layout.padded:
         yield warning(
@@ -72,9 +82,10 @@ def disk(config: TrainConfig) -> Iterator[Finding]:
     if parameters is None:
         yield ok("disk", text, free_bytes=free)
         return
-    checkpoint = parameters * _bytes_each(config)
+    trained = _trained(config, parameters)
+    checkpoint = trained * _trained_bytes(config)
     states = states_at_once(config.checkpoint)
-    state = checkpoint + parameters * _moment_bytes(config)
+    state = checkpoint + trained * _moment_bytes(config)
     text += f", a checkpoint takes {size_text(checkpoint)}, {states} resume states {size_text(states * state)}"
     facts = {"free_bytes": free, "checkpoint_bytes": checkpoint, "states_bytes": states * state}
     room = "make room, or output=DIR on a larger disk"
@@ -103,8 +114,9 @@ def count_parameters(folder: Path) -> int | None:
 def _fit(config: TrainConfig, parameters: int) -> Finding | None:
     """The finding that the model cannot be loaded or trained for its size, before that is tried."""
     device = pick_device(config.device)
-    each = 2 * _bytes_each(config) + _moment_bytes(config)  # a weight, its gradient, and the optimiser's
-    need, there = parameters * each, device_memory(device)
+    held = parameters // 2 if config.peft.quantised else parameters * _bytes_each(config)
+    each = _trained_bytes(config) + _moment_bytes(config)  # a trained number's gradient, and the optimiser's
+    need, there = held + _trained(config, parameters) * each, device_memory(device)
     loading, machine = parameters * _bytes_each(config), machine_memory()
     text = f"{config.model.path}: {parameters:,} parameters"
     fix = "a machine with more memory, a smaller model, or model.dtype=bf16 with what it loses"
@@ -119,13 +131,29 @@ def _fit(config: TrainConfig, parameters: int) -> Finding | None:
 
 
 def _moment_bytes(config: TrainConfig) -> int:
-    """What the optimiser keeps of each weight."""
-    each = _bytes_each(config)
+    """What the optimiser keeps of each number it trains."""
+    each = _trained_bytes(config)
     return {Optimiser.adamw: 2 * each, Optimiser.adamw_8bit: 2, Optimiser.muon: each}[config.optim.kind]
 
 
 def _bytes_each(config: TrainConfig) -> int:
     return 2 if config.model.dtype is WeightType.bf16 else 4
+
+
+def _trained_bytes(config: TrainConfig) -> int:
+    return 4 if config.peft.trains_adapter else _bytes_each(config)
+
+
+def _trained(config: TrainConfig, parameters: int) -> int:
+    """How many of a model's parameters are trained, or those of the adapters beside them, by its shape."""
+    if not config.peft.trains_adapter:
+        return parameters
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    build: Any = AutoModelForCausalLM.from_config
+    with torch.device("meta"):
+        return count_adapter(build(read_config(config.model)), config.peft)
 
 
 def _folder(config: TrainConfig) -> Path | None:
@@ -134,7 +162,8 @@ def _folder(config: TrainConfig) -> Path | None:
     Raises:
         DilError: for a folder that is not there, as `dil train`.
     """
-    source = resolve_source(config.model)
+    check_start(config.model, config.peft)
+    source = resolve_source(base_config(config.model))
     if Path(source).is_dir():
         return Path(source)
     from huggingface_hub import try_to_load_from_cache

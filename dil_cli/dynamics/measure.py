@@ -127,13 +127,15 @@ def score_pairs(
 ) -> PairLogps:
     """Policy log-probs of any number of pairs, in their order, on the CPU; `advance` hears of progress.
 
-    Each process computes its share and returns all.
+    Each process computes its share and returns all. Whatever dropout there is (an adapter's), it is off.
     """
     total = len(pairs)
     columns = [torch.zeros(total) for _ in range(2)] + [torch.zeros(total, dtype=torch.long) for _ in range(2)]
     if not total:
         return PairLogps(*columns)
     share = share_of(pairs, compute)
+    training = model.training
+    model.train(False)
     for group in share.own:
         logps = forward_pairs(model, [pairs[i] for i in group], compute)
         index = torch.tensor(group)
@@ -142,6 +144,7 @@ def score_pairs(
         advance(len(group) * compute.world.size)
     for group in share.fillers:
         forward_pairs(model, [pairs[i] for i in group], compute)
+    model.train(training)
     return PairLogps(*compute.world.joined(columns))
 
 

@@ -14,12 +14,11 @@ from dil_cli.data.join import join_splits
 from dil_cli.data.load import fingerprint, load_pairs
 from dil_cli.data.tokenise import tokenise_pairs
 from dil_cli.dynamics.probe import choose_probe
-from dil_cli.evaluate.adapter import load_checkpoint
 from dil_cli.evaluate.drift import blamed_on_drift, reading_facts
 from dil_cli.evaluate.generate import Response, Writer
 from dil_cli.evaluate.store import open_lines
 from dil_cli.evaluate.target import Target
-from dil_cli.models.load import weights_fingerprint
+from dil_cli.models.load import load_policy, weights_fingerprint
 from dil_cli.train.ready import pick_device
 from dil_cli.types import PreferencePair
 
@@ -70,7 +69,7 @@ def answer(
         DilError: when model or data cannot be read.
     """
     with console.phase(f"loading {target.name}", None):
-        policy = load_checkpoint(model)
+        policy = load_policy(model)
     facts: dict[str, Any] = {"path": target.path, **reading_facts(policy.tokenizer, data), "data": data.path}
     if pairs is None:
         pairs, facts["data_sha256"] = heldout_prompts(config, data, seed, policy.tokenizer)

@@ -17,9 +17,9 @@ from dil_cli.config.schema import Device, EvalConfig, ModelConfig, Precision, We
 from dil_cli.data.template import checked_template
 from dil_cli.data.token_cache import tokenizer_fingerprint
 from dil_cli.errors import DilError
-from dil_cli.evaluate.adapter import adapter_config, base_path, has_tokenizer, with_adapter
 from dil_cli.evaluate.drift import check_drift, reading_facts
 from dil_cli.evaluate.target import Target, data_config, model_config
+from dil_cli.models.adapter_files import adapter_config, base_config, has_tokenizer
 from dil_cli.models.load import load_policy, resolve_source, weights_fingerprint
 from dil_cli.tracking.console import ConsoleSink
 from dil_cli.train.ready import is_local, pick_device, use_bf16
@@ -55,7 +55,6 @@ def ask_checkpoint(config: EvalConfig, target: Target, console: ConsoleSink) -> 
     benchmark: HarnessConfig = config.benchmark
     adapter = adapter_config(target.path)
     read = model_config(config, target)
-    read = replace(read, path=base_path(read.path))
     if is_local(read.path) and benchmark.root is not None:
         hub.work_offline()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -90,13 +89,11 @@ def _through_transformers(
     policy = load_policy(replace(read, dtype=dtype, gradient_checkpointing=False))
     model: Any = policy.model
     tokenizer = policy.tokenizer
-    if adapter is not None:
-        model, tokenizer = with_adapter(policy.model, tokenizer, target.path)
     _check_reading(config, target, tokenizer)
     model.to(device)
     identity = {
         "weights_sha256": weights_fingerprint(model),
-        "adapter": None if adapter is None else {"base": read.path, "config": adapter},
+        "adapter": None if adapter is None else {"base": base_config(read).path, "config": adapter},
         "config": _config_of(model.config),
         "generation": _config_of(model.generation_config),
         "attention": read.attention,
@@ -127,6 +124,7 @@ def _through_vllm(
         _check_reading(
             config, target, load(arguments.get("tokenizer", arguments["pretrained"]), trust_remote_code=False)
         )
+    read = base_config(read)
     lm = get_model("vllm")(**arguments)
     identity = {
         "weights_sha256": _files_sha256(_folder(str(arguments["pretrained"]), read.revision)),
@@ -151,6 +149,7 @@ def vllm_arguments(
     benchmark: HarnessConfig = config.benchmark
     if config.device not in (Device.auto, Device.cuda):
         raise DilError("vLLM runs on a GPU", f"device={config.device.value}", "device=auto")
+    read = base_config(read)
     base = resolve_source(read)
     arguments: dict[str, Any] = {
         "pretrained": base,

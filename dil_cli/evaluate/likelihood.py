@@ -29,11 +29,11 @@ from dil_cli.dynamics.statistics import (
     wins,
 )
 from dil_cli.errors import DilError
-from dil_cli.evaluate.adapter import adapter_config, base_path, load_checkpoint
 from dil_cli.evaluate.drift import blamed_on_drift, check_drift, check_start, reading_facts
 from dil_cli.evaluate.naming import likelihood_name
 from dil_cli.evaluate.target import Target, data_config, model_config, start_config
 from dil_cli.losses import LOSSES
+from dil_cli.models.adapters import base_parameters
 from dil_cli.models.load import weights_fingerprint
 from dil_cli.models.reference_cache import ReferenceCache, identify
 from dil_cli.report.intervals import Interval, bootstrap, sign_flip_p
@@ -161,11 +161,11 @@ class Likelihood:
             kept: whether the log-probs come from the reference cache, as far as it has them, and go there.
         """
         config, console = self.config, self.console
-        stay_offline_if_local(base_path(model.path), data)
+        stay_offline_if_local(model.path, data)
         seed = pairs_seed(config, target)
         splits = load_pairs(data, seed, _needs_rejected(target))
         budget = model.token_budget
-        ready = ready_policy(model, data, config.device, config.precision, budget, console, load_checkpoint)
+        ready = ready_policy(model, data, config.device, config.precision, budget, console)
         tokenizer = ready.policy.tokenizer
         if data.join_to is not None:
             splits = join_splits(splits, tokenizer, data, seed)
@@ -193,12 +193,12 @@ class Likelihood:
     ) -> PairLogps:
         """Through the cache that training runs share where the weights' hash is given."""
         policy, console = ready.policy.model, self.console
-        if weights_sha256 is None or adapter_config(model.path) is not None:  # which `dil cache verify` cannot load
+        if weights_sha256 is None:
             with console.phase(f"scoring {name}", len(pairs)) as phase:
                 return score_pairs(policy, pairs, ready.compute, phase.advance)
         reference = identify(policy, weights_sha256, precision(ready.compute, policy))
         folder = Path(self.config.output) / "cache" / "reference"
-        cache = ReferenceCache(folder, reference, model, policy.num_parameters())
+        cache = ReferenceCache(folder, reference, model, base_parameters(policy))
         found = look_up(pairs, cache)
         if found.missing:
             with console.phase(f"scoring {name}", len(found.missing)) as phase:

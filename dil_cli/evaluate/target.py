@@ -12,7 +12,7 @@ from dil_cli.artifacts.run_folder import RunFolder
 from dil_cli.config.identity import from_plain
 from dil_cli.config.schema import DataConfig, EvalConfig, ModelConfig
 from dil_cli.errors import DilError
-from dil_cli.evaluate.adapter import adapter_config, base_path
+from dil_cli.models.adapter_files import adapter_config, base_path
 from dil_cli.report.runs import Run, find_runs, read_run
 
 
@@ -134,7 +134,7 @@ def _of_run(run: Run, where: str) -> Target:
             f"the checkpoint that {run.folder.name} names lies outside of it", str(run.folder / "result.json"),
             f"checkpoint={run.folder}/checkpoints/step-...",
         )  # fmt: skip
-    if not (path / "config.json").is_file():
+    if not (path / "config.json").is_file() and adapter_config(str(path)) is None:
         raise DilError(f"the checkpoint of {run.folder.name} is gone", str(path), "train it again")
     return Target(run.folder.name, str(path), path, run)
 

@@ -15,9 +15,9 @@ from typing import Any
 from dil_cli import hub
 from dil_cli.config.harness_schema import HarnessConfig, Recipe
 from dil_cli.errors import DilError
-from dil_cli.evaluate.adapter import INSTALL
 from dil_cli.evaluate.data_root import check_root, data_sets, needed_data, words
 
+INSTALL = "pip install 'dil[eval]'"
 QUICK = ("leaderboard", "gsm8k", "arc")
 """Folders of lm-eval that hold the paper's benchmarks: their index takes 0.3 s, that of all tasks 6 s and more."""
 

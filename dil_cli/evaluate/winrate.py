@@ -14,7 +14,6 @@ import numpy as np
 from dil_cli.config.judging import OpenAIJudge, Opponent, WinrateConfig
 from dil_cli.config.schema import EvalConfig, ModelConfig
 from dil_cli.errors import DilError
-from dil_cli.evaluate.adapter import base_path
 from dil_cli.evaluate.answers import Answers, answer, token_counts
 from dil_cli.evaluate.chat_judge import ChatJudge
 from dil_cli.evaluate.drift import check_drift, check_start
@@ -57,8 +56,8 @@ class Winrate:
         model = model_config(config, target)
         rival = self._rival(target, model, against)
         check_there(config.judge)
-        rivals = [] if rival is None else [base_path(rival[1].path)]
-        models = [base_path(model.path), *rivals, *judge_paths(config.judge)]
+        rivals = [] if rival is None else [rival[1].path]
+        models = [model.path, *rivals, *judge_paths(config.judge)]
         stay_offline_if_local(next((path for path in models if not is_local(path)), model.path), data)
 
         def before(pairs: Sequence[PreferencePair]) -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dil_cli import hub
 from dil_cli.config.schema import ModelConfig, WeightType
 from dil_cli.errors import DilError
+from dil_cli.models.adapter_files import adapter_config, base_config, has_tokenizer
+from dil_cli.models.adapters import function_facts, read_adapter, without_adapter
+from dil_cli.models.quantised import four_bits
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -26,13 +30,23 @@ DROPOUT_FIELDS = (
 class Policy:
     """A causal language model with its tokenizer.
 
-    `source` is the folder or hub id it came from, `notices` what the user should know of the loading.
+    `source` is the folder or hub id it came from, `notices` what the user should know of the loading. `base_sha256` is
+    the fingerprint of the weights below an adapter that is new: then they alone are what the policy starts from.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     source: str
     notices: tuple[str, ...]
+    base_sha256: str | None = None
+
+    def start_fingerprint(self) -> str:
+        """`weights_fingerprint` of the model that training starts from; to be asked before the first step."""
+        return self.base_sha256 or weights_fingerprint(self.model)
+
+    def as_reference(self) -> AbstractContextManager[None]:
+        """While this lasts, before the first step, `model` computes what the reference does: without a new adapter."""
+        return nullcontext() if self.base_sha256 is None else without_adapter(self.model)
 
 
 def resolve_source(config: ModelConfig) -> str:
@@ -64,7 +78,7 @@ def resolve_source(config: ModelConfig) -> str:
             raise DilError(
                 f"the model folder has no config.json{', it is an adapter and no whole model' if adapter else ''}",
                 f"model.path={path}",
-                "merge it into its model (peft: merge_and_unload, then save_pretrained)" if adapter
+                f"dil export {path} --merge --to DIR makes a whole model of it" if adapter
                 else "name the folder that save_pretrained wrote",
             )  # fmt: skip
         return str(folder)
@@ -79,22 +93,30 @@ def resolve_source(config: ModelConfig) -> str:
     return path
 
 
-def load_policy(config: ModelConfig) -> Policy:
+def load_policy(config: ModelConfig, quantised: bool = False, dropout: float = 0.0) -> Policy:
     """Load weights (in `model.dtype`) and the tokenizer, on the CPU, with dropout off.
+
+    Args:
+        config: the path may be an adapter's too, which is then put on its base (`models/adapters.py`).
+        quantised: hold the weights of linear layers in four bits, on the GPU (`models/quantised.py`).
+        dropout: of an adapter that is read, in training steps.
 
     Raises:
         DilError: when something is missing, cannot be reached, or is no causal language model.
     """
-    source = _reachable_source(config)
-    hf_config = _load_config(source, config)
+    base = base_config(config)
+    source = _reachable_source(base)
+    hf_config = _load_config(source, base)
     if Path(source).is_dir():
-        _check_weight_files(Path(source), config)
-    tokenizer = _load_tokenizer(source, config)
+        _check_weight_files(Path(source), base)
+    tokenizer = read_tokenizer(config)
     notices = _drop_dropout(hf_config)
     if config.dtype is WeightType.bf16:
         notices += ("weights in bfloat16: changes below 0.4 % of a weight are lost, as most are at a rate of 5e-7",)
-    model, left_out = _load_weights(source, config, hf_config)
+    model, left_out = _load_weights(source, base, hf_config, quantised)
     notices += left_out
+    if base is not config:
+        read_adapter(model, Path(config.path).expanduser(), dropout)
     _check_fit(model, tokenizer, config)
     if config.gradient_checkpointing:
         enable: Any = model.activation_checkpointing_enable  # untyped in transformers
@@ -103,32 +125,39 @@ def load_policy(config: ModelConfig) -> Policy:
 
 
 def read_config(config: ModelConfig) -> PretrainedConfig:
-    """The model's config.json, of a model that can be trained, with dropout off.
+    """The model's config.json, of a model that can be trained, with dropout off; an adapter's is that of its base.
 
     Raises:
         DilError: as `load_policy`.
     """
-    hf_config = _load_config(_reachable_source(config), config)
+    base = base_config(config)
+    hf_config = _load_config(_reachable_source(base), base)
     _drop_dropout(hf_config)
     return hf_config
 
 
 def read_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
-    """The model's tokenizer.
+    """The model's tokenizer; an adapter's own (and its chat template) where it brings one.
 
     Raises:
         DilError: as `load_policy`.
     """
-    return _load_tokenizer(_reachable_source(config), config)
+    folder = Path(config.path).expanduser()
+    if adapter_config(config.path) is not None and has_tokenizer(folder):
+        return _load_tokenizer(str(folder), replace(config, revision=None))
+    base = base_config(config)
+    return _load_tokenizer(_reachable_source(base), base)
 
 
 def weights_fingerprint(model: PreTrainedModel) -> str:
-    """sha256 over the names, shapes and bytes of all parameters, in name order."""
+    """sha256 over the names, shapes and bytes of all parameters, in name order, and how an adapter is added to them."""
     import torch
 
     from dil_cli.distributed.tensors import whole
 
     digest = hashlib.sha256()
+    if facts := function_facts(model):
+        digest.update(json.dumps(facts, sort_keys=True, default=sorted).encode())
     for name, parameter in sorted(model.named_parameters()):
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
         digest.update(whole(parameter).cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
@@ -239,7 +268,7 @@ def _pickle_error(config: ModelConfig, file: str = "") -> DilError:
 
 
 def _load_weights(
-    source: str, config: ModelConfig, hf_config: PretrainedConfig
+    source: str, config: ModelConfig, hf_config: PretrainedConfig, quantised: bool
 ) -> tuple[PreTrainedModel, tuple[str, ...]]:
     """The model, and what of its checkpoint went unused."""
     import torch
@@ -257,6 +286,7 @@ def _load_weights(
         model, report = auto.from_pretrained(
             source, config=hf_config, dtype=dtype, attn_implementation=attention,
             use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **_common(config),
+            **(four_bits() if quantised else {}),
         )  # fmt: skip
     except Exception as error:
         if attention is not None and isinstance(error, ImportError | ValueError) and "attention" in str(error).lower():

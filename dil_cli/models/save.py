@@ -1,4 +1,4 @@
-"""A checkpoint: a Hugging Face folder that `AutoModelForCausalLM` loads, whole or not there."""
+"""A checkpoint: a Hugging Face folder that `AutoModelForCausalLM` or, an adapter, peft loads; whole or not there."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from dil_cli.distributed.tensors import to_write
 from dil_cli.distributed.world import ALONE, World
 from dil_cli.files import replacing, write_json
+from dil_cli.models.adapters import has_adapter, save_adapter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -39,8 +40,12 @@ def _write(
     manifest: dict[str, Any],
     weights: dict[str, Tensor] | None,
 ) -> None:
+    """Weights in their own type (an adapter alone), the tokenizer with the chat template in use, the manifest."""
     with replacing(folder) as temporary:
-        model.save_pretrained(temporary, state_dict=weights)
+        if has_adapter(model):
+            save_adapter(model, temporary, weights)
+        else:
+            model.save_pretrained(temporary, state_dict=weights)
         own = tokenizer.chat_template
         tokenizer.chat_template = template
         try:

@@ -1,30 +1,25 @@
-"""Low-rank adapters on a model without content: only their sizes matter here."""
+"""The run's own adapters, on a model without content."""
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from typing import TYPE_CHECKING
+from unittest import mock
+
+from dil_cli.config.adapting import PeftConfig
+from dil_cli.models.adapters import add_adapter
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
-class Adapted(nn.Module):
-    """A frozen linear layer and two trained matrices beside it."""
+def add_empty_adapter(model: PreTrainedModel, peft: PeftConfig) -> None:
+    """As `add_adapter`, inside torch's FakeTensorMode.
 
-    def __init__(self, base: nn.Linear, rank: int) -> None:
-        super().__init__()
-        self.base = base
-        self.down = nn.Linear(base.in_features, rank, bias=False)
-        self.up = nn.Linear(rank, base.out_features, bias=False)
+    Raises:
+        DilError: as `add_adapter`.
+    """
+    from torch import nn
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Base and adapter."""
-        y: Tensor = self.base(x) + self.up(self.down(x))
-        return y
-
-
-def add_adapters(model: nn.Module, rank: int) -> None:
-    """Freeze `model` and put adapters on all its linear layers but the head."""
-    head = getattr(model, "get_output_embeddings", lambda: None)()
-    model.requires_grad_(False)
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, nn.Linear) and child is not head:
-                setattr(parent, name, Adapted(child, rank))
+    # peft moves the new matrices to where the base is. They are there, and torch cannot move what has no content.
+    with mock.patch.object(nn.Module, "to", lambda module, *args, **kwargs: module):
+        add_adapter(model, peft, "", None, seed=0)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dil_cli.config.adapting import PeftConfig
 from dil_cli.config.distributing import Sharding
-from dil_cli.plan.trace import Adapter, Traced
+from dil_cli.plan.trace import Traced
 
 OVERHEAD = {"gpu": 1.5e9, "cpu": 0.85e9}
 """Bytes outside tensors, assumed. gpu: CUDA context, kernels and workspaces, and the allocator's rounding; not measured
@@ -30,7 +31,12 @@ class Setup:
     compute_bytes: int
     held_bytes: int
     gpu: bool
-    adapter: Adapter | None = None
+    adapter: PeftConfig | None = None
+
+    @property
+    def trained_bytes(self) -> int:
+        """Of a number that is trained: an adapter's are float32 beside weights of any type."""
+        return self.held_bytes if self.adapter is None else 4
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dil_cli.config.adapting import AdapterKind, PeftConfig
 from dil_cli.config.distributing import Sharding
-from dil_cli.config.planning import AdapterKind, PlanConfig
+from dil_cli.config.planning import PlanConfig
 from dil_cli.config.schema import ModelConfig, Precision, WeightType
 from dil_cli.errors import DilError
 from dil_cli.models.devices import Device, find_device
@@ -21,7 +22,7 @@ from dil_cli.plan.geometries import geometry
 from dil_cli.plan.lengths import Lengths, lengths_of
 from dil_cli.plan.memory import Memory, Setup, memory
 from dil_cli.plan.show import as_dict, as_text
-from dil_cli.plan.trace import Adapter, Traced, trace_step
+from dil_cli.plan.trace import Traced, trace_step
 from dil_cli.plan.work import Disk, Time, disk, run_time
 from dil_cli.train.ready import stay_offline_if_local
 
@@ -95,7 +96,7 @@ def make_plan(config: PlanConfig) -> Plan:
     fits = held.total <= planner.limit
     return Plan(
         config, device, setup, bf16, step, held, lengths, time,
-        disk(config, step, time, planner.held_bytes),
+        disk(config, step, time, setup.trained_bytes),
         budget=planner.largest_budget,
         changes=() if fits else tuple(planner.changes()),
     )  # fmt: skip
@@ -123,10 +124,9 @@ class Planner:
         return 2 if quantised or self.config.model.dtype is WeightType.bf16 else 4
 
     @cached_property
-    def adapter(self) -> Adapter | None:
+    def adapter(self) -> PeftConfig | None:
         """The one that the config asks for."""
-        peft = self.config.peft
-        return None if peft.kind is AdapterKind.none else Adapter(peft.r, peft.kind is AdapterKind.qlora)
+        return self.config.peft if self.config.peft.trains_adapter else None
 
     @cached_property
     def step(self) -> Traced:
@@ -153,7 +153,7 @@ class Planner:
         gpu = self.device.name != "cpu"
         return Setup(processes, kind, 2 if self.bf16 else 4, self.held_bytes, gpu, self.adapter)
 
-    def trace(self, budget: int, model: ModelConfig | None = None, adapter: Adapter | None = None) -> Traced:
+    def trace(self, budget: int, model: ModelConfig | None = None, adapter: PeftConfig | None = None) -> Traced:
         """A step whose rows have `budget` tokens, or as many as there are."""
         model, adapter = model or self.config.model, adapter or self.adapter
         if model.attention != "packed":
@@ -216,9 +216,10 @@ class Planner:
             processes *= 2
         if self.adapter is None:
             bf16 = dataclasses.replace(model, dtype=WeightType.bf16)
-            for words, adapter in (("lora model.dtype=bf16", Adapter(16)), ("qlora", Adapter(16, quantised=True))):
+            for kind, more in ((AdapterKind.lora, " model.dtype=bf16"), (AdapterKind.qlora, "")):
+                adapter = PeftConfig(kind=kind, r=16, alpha=16, dropout=0.0, lr_factor=1.0)  # the size of conf/peft's
                 setup = dataclasses.replace(self.setup, adapter=adapter, held_bytes=2)
-                yield Change(f"peft.kind={words}", memory(self.trace(budget, bf16, adapter), setup).total)
+                yield Change(f"peft={kind.value}{more}", memory(self.trace(budget, bf16, adapter), setup).total)
 
 
 def _use_bf16(config: PlanConfig, device: Device) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from dil_cli.config.planning import AdapterKind
 from dil_cli.plan.memory import SHARDED
 
 if TYPE_CHECKING:
@@ -62,7 +61,7 @@ def _title(plan: Plan) -> str:
 def _memory(plan: Plan) -> list[str]:
     held, setup = plan.memory, plan.setup
     part = f"a part of {setup.processes}" if setup.kind in SHARDED and setup.processes > 1 else ""
-    four = "in four bits" if plan.config.peft.kind is AdapterKind.qlora else ""
+    four = "in four bits" if plan.config.peft.quantised else ""
     rows = [
         ("weights", held.weights, part or four),
         ("gradients", held.gradients, part or ("and the buckets they are exchanged in" if setup.kind == "ddp" else "")),

@@ -23,6 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from dil_cli.config.adapting import PeftConfig
 from dil_cli.config.schema import ModelConfig, OptimConfig, Optimiser
 from dil_cli.data.packing import pack_pairs
 from dil_cli.errors import DilError
@@ -31,7 +32,7 @@ from dil_cli.models.flops import matrix_weights
 from dil_cli.models.logps import packed_logps
 from dil_cli.models.packed_attention import TILES, PackRefused, register, stems_of
 from dil_cli.models.tiled_attention import forget_masks
-from dil_cli.plan.adapters import add_adapters
+from dil_cli.plan.adapters import add_empty_adapter
 from dil_cli.plan.geometries import empty_model
 from dil_cli.train.optimiser import build_optimisers, moment_bytes_8bit
 from dil_cli.types import TokenisedPair
@@ -77,14 +78,6 @@ class Traced:
         return self.weights + self.gradients + self.moments + self.copies + self.head + self.activations
 
 
-@dataclass(frozen=True)
-class Adapter:
-    """Low-rank adapters on every linear layer but the head; `quantised` keeps those layers' weights in four bits."""
-
-    rank: int
-    quantised: bool = False
-
-
 def trace_step(
     shape: PretrainedConfig,
     model: ModelConfig,
@@ -94,7 +87,7 @@ def trace_step(
     bf16: bool,
     gpu: bool,
     several: bool,
-    adapter: Adapter | None = None,
+    adapter: PeftConfig | None = None,
 ) -> Traced:
     """Run one optimiser step without content and count.
 
@@ -118,7 +111,7 @@ def trace_step(
         with torch.device("cpu"):
             policy = empty_model(shape, model)
             if adapter is not None:
-                add_adapters(policy, adapter.rank)
+                add_empty_adapter(policy, adapter)
         policy.set_attn_implementation(FUSED if gpu else TILES)
         if model.gradient_checkpointing:
             enable: Any = policy.activation_checkpointing_enable  # untyped in transformers

@@ -64,7 +64,7 @@ def run_time(
     once = forward.total * lengths.pairs * config.loss.needs_reference
     probed = forward.total * config.probe.pairs * (config.probe.times + 1 + config.loss.needs_reference)
     rate = device.peak(bf16) * config.mfu * setup.processes
-    moved = 2 * step.trained * setup.held_bytes + 4 * step.gradients + 2 * step.moments
+    moved = 2 * step.trained * setup.trained_bytes + 4 * step.gradients + 2 * step.moments
     shares = setup.processes if setup.kind in SHARDED else 1
     update = plan.total * moved / shares / device.bandwidth
     train = number * pair / rate
@@ -82,9 +82,9 @@ def run_time(
     )
 
 
-def disk(config: PlanConfig, step: Traced, time: Time, held_bytes: int) -> Disk:
+def disk(config: PlanConfig, step: Traced, time: Time, trained_bytes: int) -> Disk:
     """Checkpoints hold the trained weights (an adapter's alone), resume states the optimiser's moments too."""
-    one = float(step.trained * held_bytes)
+    one = float(step.trained * trained_bytes)
     state = one + step.moments
     checkpoints = checkpoints_at_once(time.steps, config.checkpoint)
     states = states_at_once(config.checkpoint, time.steps, time.train + time.update + time.probe)

@@ -13,6 +13,7 @@ from dil_cli.config.identity import plain, run_hash
 from dil_cli.config.schema import TrainConfig
 from dil_cli.data.load import load_pairs
 from dil_cli.errors import DilError
+from dil_cli.models.adapter_files import base_config, check_start
 from dil_cli.models.load import resolve_source
 from dil_cli.train.ready import pick_device, stay_offline_if_local
 
@@ -92,7 +93,8 @@ def _label(overrides: Sequence[str], swept: Sequence[str]) -> str:
 def _checked(label: str, overrides: tuple[str, ...], config: TrainConfig, content: dict[str, tuple[str, int]]) -> Job:
     """The job, or the error that `dil train` would end in; `content` keeps fingerprint and size of data once read."""
     stay_offline_if_local(config.model.path, config.data)
-    resolve_source(config.model)
+    check_start(config.model, config.peft)
+    resolve_source(base_config(config.model))
     pick_device(config.device)
     key = repr((plain(config.data), config.seed, config.loss.needs_rejected))
     if key not in content:

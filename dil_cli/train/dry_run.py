@@ -20,7 +20,6 @@ from dil_cli.data.packing import packed_tokens
 from dil_cli.dynamics.measure import score_pairs
 from dil_cli.dynamics.probe import choose_probe, probe_steps
 from dil_cli.errors import DilError, RunFailed
-from dil_cli.models.load import weights_fingerprint
 from dil_cli.tracking.console import ConsoleSink, make_console, tell
 from dil_cli.train.batches import StepPlan
 from dil_cli.train.estimate import Memory, Pieces, Time, count, tokens_of, tokens_of_run
@@ -36,6 +35,7 @@ from dil_cli.train.sizes import (
     peak_memory_gb,
     size_text,
     states_at_once,
+    trained_bytes,
     weight_bytes,
 )
 from dil_cli.train.step import Batch, Gradient, accumulate_gradient, apply_gradient, as_read
@@ -146,11 +146,13 @@ class DryRun:
         for line in show_pair(self.pairs[0], self.prepared.policy.tokenizer):
             tell(self.console, line)
         with self.console.phase("checking the reference", None):
-            cache = open_cache(self.config, self.model, weights_fingerprint(self.model), self.compute, keep=False)
+            policy = self.prepared.policy
+            cache = open_cache(self.config, self.model, policy.start_fingerprint(), self.compute, keep=False)
             wanted = [*self.probe, *(self.pairs if self.loss.needs_reference else ())]
             missing = look_up(wanted, cache).missing
             few = (self.pairs if self.loss.needs_reference else self.probe)[:PREFLIGHT_PAIRS]
-            column = reference_column(self.model, few, self.compute, cache)
+            with policy.as_reference():
+                column = reference_column(self.model, few, self.compute, cache)
             if self.loss.needs_reference:
                 value = check_reference(self.model, self.loss, few, column, self.compute)
             else:
@@ -222,11 +224,10 @@ class DryRun:
         return accumulate_gradient(self.model, self.loss, batch, self.compute)
 
     def _memory(self, optimisers: Sequence[torch.optim.Optimizer]) -> Memory:
-        trained = [p for p in self.model.parameters() if p.requires_grad]
         kept = [x for opt in optimisers for state in opt.state.values() for x in state.values()]
         return Memory(
             weights=weight_bytes(self.model),
-            gradients=sum(p.numel() * p.element_size() for p in trained),
+            gradients=trained_bytes(self.model),
             optimiser=sum(x.numel() * x.element_size() for x in kept if isinstance(x, torch.Tensor)),
             peak=self._peak(),
             grows=0,
@@ -247,7 +248,8 @@ class DryRun:
         config, free = self.config.checkpoint, free_disk(self.folder.path)
         checkpoints = checkpoints_at_once(self.plan.total, config)
         states = states_at_once(config, self.plan.total, spent.steps + spent.probe)
-        of_checkpoints, of_states = checkpoints * memory.weights, states * (memory.weights + memory.optimiser)
+        saved = trained_bytes(self.model)
+        of_checkpoints, of_states = checkpoints * saved, states * (saved + memory.optimiser)
         need = of_checkpoints + of_states
         parts = (
             f"{size_text(of_checkpoints)} for {count(checkpoints, 'checkpoint')}, "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from dil_cli.config.schema import TrainConfig
@@ -14,6 +15,7 @@ from dil_cli.distributed.world import ALONE, World
 from dil_cli.dynamics.measure import Compute
 from dil_cli.models.load import Policy
 from dil_cli.models.logps import PASSES, let_pass
+from dil_cli.models.trained import load_trained
 from dil_cli.tracking.console import ConsoleSink
 from dil_cli.train.optimiser import check_available
 from dil_cli.train.ready import ready_policy
@@ -52,8 +54,9 @@ def prepare(
         RunFailed: when the processes of `world` come to compute in different ways.
     """
     check_available(config.optim, world)
+    load = partial(load_trained, peft=config.peft, seed=config.seed)
     ready = ready_policy(
-        config.model, config.data, config.device, config.precision, config.optim.token_budget, console, world=world
+        config.model, config.data, config.device, config.precision, config.optim.token_budget, console, load, world
     )
     precision = "bf16" if ready.compute.bf16 else "fp32"
     attention = ready.policy.model.config._attn_implementation

@@ -14,6 +14,7 @@ from dil_cli.distributed.world import ALONE, World
 from dil_cli.dynamics.layout import choose_layout
 from dil_cli.dynamics.measure import Compute
 from dil_cli.errors import DilError
+from dil_cli.models.adapter_files import adapter_config
 from dil_cli.models.load import Policy, check_length, load_policy
 from dil_cli.models.matmul import choose_matmul
 
@@ -71,8 +72,10 @@ def ready_policy(
 
 
 def is_local(model_path: str) -> bool:
-    """Whether a model is on this machine by its name alone."""
-    return model_path.startswith("bundled:") or Path(model_path).expanduser().is_dir()
+    """Whether a model, and the base of an adapter, is on this machine by its name alone."""
+    base = (adapter_config(model_path) or {}).get("base_model_name_or_path")
+    paths = [model_path, base or model_path]
+    return all(path.startswith("bundled:") or Path(path).expanduser().is_dir() for path in paths)
 
 
 def stay_offline_if_local(model_path: str, data: DataConfig) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from dil_cli.config.schema import TrainConfig
 from dil_cli.dynamics.measure import Compute, score_pairs
+from dil_cli.models.adapters import base_parameters
 from dil_cli.models.reference_cache import ReferenceCache, Scored, identify, response_keys
 from dil_cli.types import PairLogps, TokenisedPair
 
@@ -49,7 +50,7 @@ def open_cache(
     """The cache of the reference that `model` is before the first step, under `<output>/cache`; as `ReferenceCache`."""
     reference = identify(model, weights_sha256, precision(compute, model))
     root = Path(config.output) / "cache" / "reference"
-    return ReferenceCache(root, reference, config.model, model.num_parameters(), keep)
+    return ReferenceCache(root, reference, config.model, base_parameters(model), keep)
 
 
 def precision(compute: Compute, model: PreTrainedModel) -> str:

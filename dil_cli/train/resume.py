@@ -167,8 +167,8 @@ def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _policy(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    """What a policy is made of: its parameters, tied ones once, and the buffers that a checkpoint holds."""
-    yield from model.named_parameters()
+    """What a step changes: the trained parameters, tied ones once, and the buffers that a checkpoint holds."""
+    yield from ((name, value) for name, value in model.named_parameters() if value.requires_grad)
     kept = model.state_dict().keys()
     yield from ((name, value) for name, value in model.named_buffers() if name in kept)
 

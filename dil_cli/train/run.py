@@ -33,7 +33,6 @@ from dil_cli.dynamics.plots import dynamics_curves, plot_dynamics
 from dil_cli.dynamics.probe import choose_probe, probe_steps
 from dil_cli.errors import DilError, RunFailed
 from dil_cli.files import write_json
-from dil_cli.models.load import weights_fingerprint
 from dil_cli.models.reference_cache import ReferenceCache
 from dil_cli.models.save import save_checkpoint
 from dil_cli.tracking.console import ConsoleSink, SilentConsole, make_console, tell
@@ -182,7 +181,7 @@ class Run:
 
     def complete(self, state: State | None, owned: ExitStack) -> None:
         """Reference column, preflight, training, result; or from `state` on. The folder is `owned` from then on."""
-        self.weights_sha256 = weights_fingerprint(self.model)
+        self.weights_sha256 = self.prepared.policy.start_fingerprint()
         self.optimisers = build_optimisers(self.model, self.config.optim)
         batch, at_start = self._reference() if state is None else (self._go_on(state), None)
         try:
@@ -283,7 +282,7 @@ class Run:
                 cache.values = self.world.from_main(cache.values)
                 found = look_up(pairs, cache)
             if found.missing:
-                with self.console.phase(name, len(found.missing)) as phase:
+                with self.console.phase(name, len(found.missing)) as phase, self.prepared.policy.as_reference():
                     column = complete(found, self.model, self.compute, cache, phase.advance)
             else:
                 column = complete(found, self.model, self.compute, cache)
@@ -445,6 +444,7 @@ class Run:
             "model": {
                 "source": self.config.model.path,
                 "parameters": self.model.num_parameters(),
+                "trained": sum(p.numel() for p in self.model.parameters() if p.requires_grad),
                 "weights_sha256": self.weights_sha256,
             },
             "tokenizer_sha256": tokenizer_fingerprint(self.tokenizer),

@@ -64,8 +64,13 @@ def peak_memory_gb(device: torch.device) -> float:
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """Bytes of the weights, tied ones once; a checkpoint takes as much, its tokenizer aside."""
+    """Bytes of the weights, tied ones once."""
     return sum(p.numel() * p.element_size() for p in model.parameters())
+
+
+def trained_bytes(model: nn.Module) -> int:
+    """Bytes of what is trained; a checkpoint takes as much, its tokenizer aside."""
+    return sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
 
 
 def checkpoints_at_once(steps: int, config: CheckpointConfig) -> int:

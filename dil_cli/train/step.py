@@ -212,7 +212,8 @@ def apply_gradient(
 
 def _refuse_lost_weights(model: PreTrainedModel) -> None:
     """A norm over all weights costs one pass over them; which one it was is asked only afterwards."""
-    if whole_tensor(torch.nn.utils.get_total_norm(p.detach() for p in model.parameters())).isfinite():
+    weights = (p.detach() for p in model.parameters() if p.requires_grad)
+    if whole_tensor(torch.nn.utils.get_total_norm(weights)).isfinite():
         return
     names = [name for name, parameter in model.named_parameters() if not whole_tensor(parameter).isfinite().all()]
     raise WeightsLost(

@@ -13,15 +13,17 @@ from typing import Any
 
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from dil_cli.config.adapting import AdapterKind, PeftConfig
 from dil_cli.config.compose import compose
 from dil_cli.data.template import effective_template, pair_text
 from dil_cli.data.tokenise import tokenise_pairs
 from dil_cli.dynamics.layout import choose_layout
 from dil_cli.dynamics.measure import Compute, Layout
-from dil_cli.plan.adapters import Adapted, add_adapters
+from dil_cli.models.adapters import add_adapter, count_adapter
 from dil_cli.plan.geometries import GEOMETRIES, LLAMA3_8B, MISTRAL_7B, PYTHIA_28B, QWEN25_05B
 from dil_cli.types import Message, PreferencePair
 
@@ -114,12 +116,22 @@ def test_what_dil_ships_is_what_was_published(name: str):
     assert any(facts is OURS[name] for facts in GEOMETRIES.values())
 
 
+TRAINED = {"mistral7b": 41_943_040, "llama3_8b": 41_943_040, "qwen25_7b": 40_370_176}
+"""Parameters of rank 16 on all linear layers, as papers and model cards quote them."""
+
+
+@pytest.mark.parametrize("kind", [AdapterKind.lora, AdapterKind.dora])
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_adapters_go_on_every_linear_layer_of_every_block(name: str):
+def test_adapters_go_on_every_linear_layer_of_every_block(name: str, kind: AdapterKind):
     model = on_meta(name)
     assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
-    add_adapters(model, 16)
-    adapted = [path for path, module in model.named_modules() if isinstance(module, Adapted)]
+    peft = PeftConfig(kind=kind, r=16, alpha=32, dropout=0.0, lr_factor=10.0)
+    expected = count_adapter(model, peft)
+    add_adapter(model, peft, "base", None, seed=0)
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == expected
+    if kind is AdapterKind.lora:
+        assert expected == TRAINED.get(name, expected)
+    adapted = [path for path, module in model.named_modules() if isinstance(module, LoraLayer)]
     assert {path.rpartition(".")[2] for path in adapted} == LINEAR[name]
     assert len(adapted) == PUBLISHED[name]["num_hidden_layers"] * len(LINEAR[name])
     left = [path for path, m in model.named_modules() if isinstance(m, nn.Linear) and path.count(".") < 2]

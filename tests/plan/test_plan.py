@@ -22,6 +22,7 @@ import measured
 from benchmarks.limit import must_do
 from benchmarks.models import MISTRAL_7B
 from benchmarks.pairs import Pair
+from dil_cli.config.adapting import AdapterKind, PeftConfig
 from dil_cli.config.compose import compose
 from dil_cli.config.distributing import Sharding
 from dil_cli.config.paths import conf_dir
@@ -34,7 +35,7 @@ from dil_cli.models.load import check_length
 from dil_cli.plan.geometries import empty_model, geometry
 from dil_cli.plan.lengths import Lengths
 from dil_cli.plan.memory import OVERHEAD, Setup, memory
-from dil_cli.plan.trace import Adapter, Traced, trace_step
+from dil_cli.plan.trace import Traced, trace_step
 from dil_cli.types import TokenisedPair
 
 NO_IDS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
@@ -65,6 +66,10 @@ def model_config(**values: Any) -> ModelConfig:
     return ModelConfig(
         path="x", **{"lr": 1.0, "batch_size": 8, "max_length": 8, "max_prompt_length": 4, "token_budget": 8} | values
     )
+
+
+def adapter(kind: AdapterKind = AdapterKind.lora) -> PeftConfig:
+    return PeftConfig(kind=kind, r=4, alpha=8, dropout=0.0, lr_factor=10.0)
 
 
 def planned(job: dict[str, Any], **how: Any) -> Traced:
@@ -238,13 +243,13 @@ def test_sharded_processes_hold_a_part_and_gather_two_layers(kind: Sharding):
 
 def test_four_bits_are_an_eighth_of_float32_and_a_scale():
     step = replace(STEP, trained=10, gradients=40, moments=80)
-    held = memory(step, replace(ALONE, adapter=Adapter(4, quantised=True)))
+    held = memory(step, replace(ALONE, adapter=adapter(AdapterKind.qlora)))
     assert held.weights == pytest.approx(400 - 60 * 4 + 60 * 4.127 / 8)
     assert held.copies == 150 + 2 * 20
 
 
 def test_adapters_train_rank_times_both_sides():
-    step = planned(job_of("llama", False, **SMALL), adapter=Adapter(4))
+    step = planned(job_of("llama", False, **SMALL), adapter=adapter())
     heads = 64 + 2 * 2 * (64 // 8) + 64  # query, key and value, output
     assert step.trained == 2 * 4 * (4 * 64 + heads + 3 * (64 + 160))
     assert step.gradients == 4 * step.trained
@@ -331,7 +336,7 @@ def test_it_prints_numbers_and_says_what_to_change(dil_here: Any, monkeypatch: p
     assert not plan["fits"]
     words = [change["words"].partition("=")[0] for change in plan["changes"]]
     assert "model.gradient_checkpointing" in words
-    assert "peft.kind" in words
+    assert "peft" in words
     if plan["largest_token_budget"] is not None:
         code, out, _ = dil_here(
             "plan", "gpu=small", "data.limit=100", f"optim.token_budget={plan['largest_token_budget']}", "--json"
@@ -342,9 +347,7 @@ def test_it_prints_numbers_and_says_what_to_change(dil_here: Any, monkeypatch: p
 @pytest.mark.slow
 def test_weights_in_four_bits_take_less(dil_here: Any):
     held = [
-        json.loads(
-            dil_here("plan", "gpu=h100-80", "data.limit=40", f"peft.kind={kind}", "model.dtype=bf16", "--json")[1]
-        )
+        json.loads(dil_here("plan", "gpu=h100-80", "data.limit=40", f"peft={kind}", "model.dtype=bf16", "--json")[1])
         for kind in ("lora", "qlora")
     ]
     lora, qlora = (plan["memory"]["weights"] for plan in held)
@@ -359,7 +362,8 @@ def test_errors_have_three_lines(dil_here: Any):
         (["mfu=2"], "mfu is 2.0, it must be a part of the peak"),
         (["model.attention=sdpa", "gpu=h100-80"], "only packed rows are planned for"),
         (["data=local", "data.path=nowhere.jsonl"], "nowhere.jsonl"),
-        (["peft.kind=dora"], "is not one of"),
+        (["peft=adapter"], "no 'adapter' in peft"),
+        (["peft.r=8"], "peft.r is 8, it must stay null unless peft=lora, dora or qlora"),
     ]:
         code, _, err = dil_here("plan", *words)
         assert code == 2, words
