@@ -25,6 +25,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.deferring = False
+        self._kept: signal.Signals | None = None
         self._asked: signal.Signals | None = None
         self._when = 0.0
         self._before: dict[signal.Signals, Any] = {}
@@ -43,16 +44,19 @@ class StopSignals:
 
     @property
     def asked(self) -> bool:
-        """Whether a signal is kept."""
+        """Whether the processes of the run agreed that a signal is kept."""
         return self._asked is not None
 
     def agree(self, largest: Callable[[int], int]) -> None:
-        """Keep a signal that any process of the run has heard; `largest` gives the largest number among them."""
-        number = largest(int(self._asked or 0))
+        """Ask for a stop in all processes of the run if one of them keeps a signal; `largest` gives the largest number.
+
+        One that comes while they speak waits for their next agreement, or some would stop and the others not.
+        """
+        number = largest(int(self._kept or 0))
         self._asked = signal.Signals(number) if number else None
 
     def obey(self, saved: str) -> None:
-        """Stop if a signal is kept; `saved` says what was done first.
+        """Stop if it was agreed on; `saved` says what was done first.
 
         Raises:
             Stopped: with the signal's exit code.
@@ -62,8 +66,8 @@ class StopSignals:
 
     def _heard(self, number: int, frame: FrameType | None) -> None:
         heard = signal.Signals(number)
-        if self.deferring and self._asked is None:
-            self._asked, self._when = heard, time.monotonic()
+        if self.deferring and self._kept is None:
+            self._kept, self._when = heard, time.monotonic()
             return
         if self.deferring and time.monotonic() - self._when < SAME_S:
             return

@@ -18,6 +18,9 @@ from tests.reliability.traces import MEASURED, OFTEN, run_in, traces
 
 KINDS = ["ddp", "fsdp2"]
 
+LONGER = "optim.epochs=2"
+"""18 steps, so that a signal comes before the last of them on a machine that is busy."""
+
 
 @pytest.fixture
 def ranks(tmp_path: Path) -> Iterator[Callable[..., Ranks]]:
@@ -99,16 +102,16 @@ def test_several_processes_give_what_one_gives(kind, number, more, ranks, words,
 @pytest.mark.distributed
 @pytest.mark.parametrize("kind", KINDS)
 def test_killed_and_stopped_it_goes_on_to_the_same_end(kind, ranks, words, tmp_path: Path):
-    words = [*words, f"distributed={kind}"]
+    words = [*words, LONGER, f"distributed={kind}"]
     whole = ranks(2, *words, "output=whole")
     assert whole.wait() == [0, 0], whole.text
     torn = ranks(2, *words, "output=torn")
-    assert torn[0].says("step 3/9")
+    assert torn[0].says("step 3/18")
     torn[1].send(signal.SIGKILL)
     assert torn.wait()[1] == -signal.SIGKILL
     assert torn[0].wait() == 1, torn.text
     stopped = ranks(2, *words, "output=torn")
-    assert stopped[0].says("step 6/9")
+    assert stopped[0].says("step 6/18")
     stopped[1].send(signal.SIGTERM)
     assert stopped.wait() == [75, 75], stopped.text
     assert stopped.text.count("is saved, the same command goes on") == 1
@@ -123,12 +126,12 @@ def test_killed_and_stopped_it_goes_on_to_the_same_end(kind, ranks, words, tmp_p
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (4, 2)])
 def test_a_run_goes_on_with_another_number_of_processes(kind, before, after, ranks, words, tmp_path: Path):
     def start(number: int, output: str) -> Ranks:
-        return ranks(number, *words, output, f"distributed={kind if number > 1 else 'none'}")
+        return ranks(number, *words, LONGER, output, f"distributed={kind if number > 1 else 'none'}")
 
     alone = start(1, "output=alone")
     assert alone.wait() == [0]
     torn = start(before, "output=torn")
-    assert torn[0].says("step 5/9")
+    assert torn[0].says("step 5/18")
     torn.send(signal.SIGTERM)
     assert torn.wait() == [75] * before, torn.text
     again = start(after, "output=torn")
