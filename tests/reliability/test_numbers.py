@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from dil_cli.losses import LOSSES
 from dil_cli.losses.common import Reduction
 from dil_cli.models.load import load_policy
 from dil_cli.tracking.record import read_metrics
-from dil_cli.train import prepare, ready, run
+from dil_cli.train import prepare, run
 from dil_cli.train.loop import step_statistics
 from dil_cli.train.optimiser import build_optimisers
 from dil_cli.train.step import Batch, WeightsLost, accumulate_gradient, apply_gradient
@@ -231,7 +230,7 @@ def test_a_response_that_gives_nan_is_named(dil_here, small_run, tmp_path, monke
             policy.model.get_input_embeddings().weight[token] = math.nan
         return policy
 
-    monkeypatch.setattr(prepare, "ready_policy", partial(ready.ready_policy, load=planted))
+    monkeypatch.setattr(prepare, "load_trained", lambda config, peft, seed: planted(config))
     code, _, err = dil_here("train", *small_run, "optim.batch_size=40", "data.heldout_fraction=0.01")
     _, failure = failed(code, err, tmp_path / "outputs")
     assert "the loss or its slope is not finite on 1 pairs (rows 21)" in failure["what"]
