@@ -11,7 +11,7 @@ import torch
 from benchmarks import geometry_7b
 
 
-@pytest.mark.parametrize("way", ["full_bf16", "lora"])
+@pytest.mark.parametrize("way", ["lora", pytest.param("full_bf16", marks=pytest.mark.slow)])
 def test_it_trains_a_shrunk_geometry_and_compares(way: str, tmp_path: Path):
     argv = ["--small", "--way", way, "--threads", "1", "--out", str(tmp_path)]
     report = geometry_7b.run(geometry_7b.arguments(argv))
