@@ -51,7 +51,7 @@ class RunFailed(DilError):
 
 
 class Stopped(KeyboardInterrupt):
-    """A run that was told to stop and has saved its state: 130 after Ctrl-C, 75 ("again") after SIGTERM or SIGUSR1."""
+    """A run that was told to stop and has saved its state: 130 after Ctrl-C, 75 ("again") after another signal."""
 
     def __init__(self, told: str, exit_code: int) -> None:
         super().__init__(told)

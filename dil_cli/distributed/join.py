@@ -49,7 +49,8 @@ def launched(environment: Mapping[str, str] = os.environ) -> Place | None:
 
         place = TorchDistributedEnvironment()
         if place.world_size > 1:
-            place.export()  # RANK and the others, for torch
+            # RANK and the others, for torch; all GPUs stay in sight, `joined` takes one of them by its number.
+            place.export(set_cuda_visible_devices=False)
             return Place(place.rank, place.world_size, place.local_rank)
     return None
 

@@ -21,6 +21,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from dil_cli.config import custom
+from dil_cli.distributed.requeue import OF_SUBMITIT, queue_again
 from dil_cli.errors import RunFailed
 from dil_cli.main import exit_code
 
@@ -31,7 +32,7 @@ Work = Callable[["TrainConfig", "Path | None"], int]
 
 GRACE_S = 10.0
 """Between the end of the first process that failed and SIGTERM to those that are left; as long again to SIGKILL."""
-FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, OF_SUBMITIT)
 
 
 def start(processes: int, work: Work, config: TrainConfig, chosen: Path | None) -> int:
@@ -46,7 +47,7 @@ def start(processes: int, work: Work, config: TrainConfig, chosen: Path | None) 
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     spawn = multiprocessing.get_context("spawn")
     started: list[BaseProcess] = []
-    with _forwarding(started):
+    with _forwarding(started) as forwarded:
         for rank in range(processes):
             with _environment(_place(rank, processes, store.port)):
                 process = spawn.Process(target=_one, args=(work, config, chosen, dict(custom.LOADED)))
@@ -62,6 +63,8 @@ def start(processes: int, work: Work, config: TrainConfig, chosen: Path | None) 
             f"pid {started[first].pid}",
             "was it the system, for want of memory? the same command goes on from the last state",
         )  # fmt: skip
+    if OF_SUBMITIT in forwarded:
+        queue_again()
     return code
 
 
@@ -115,10 +118,12 @@ def _watch(started: Sequence[BaseProcess]) -> int | None:
 
 
 @contextmanager
-def _forwarding(started: Sequence[BaseProcess]) -> Iterator[None]:
-    """Signals that ask for an end reach the processes, which save a state first, and not this one."""
+def _forwarding(started: Sequence[BaseProcess]) -> Iterator[set[int]]:
+    """Signals that ask for an end reach the processes, which save a state first, and not this one; those that came."""
+    forwarded: set[int] = set()
 
     def forward(number: int, frame: FrameType | None) -> None:
+        forwarded.add(number)
         for process in started:
             if process.is_alive() and process.pid is not None:
                 os.kill(process.pid, number)
@@ -127,7 +132,7 @@ def _forwarding(started: Sequence[BaseProcess]) -> Iterator[None]:
     heard = [n for n in FORWARDED if here and signal.getsignal(n) is not signal.SIG_IGN]
     before = {number: signal.signal(number, forward) for number in heard}
     try:
-        yield
+        yield forwarded
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -9,11 +9,12 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+from dil_cli.distributed.requeue import OF_SUBMITIT, queue_again
 from dil_cli.errors import Stopped
 
 SAME_S = 1.0
 """A signal that comes again within this time is the same one: a terminal and a launcher both hand it on."""
-EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 75, signal.SIGUSR1: 75}
+EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 75, signal.SIGUSR1: 75, OF_SUBMITIT: 75}
 """75 is EX_TEMPFAIL: run the same command again. Slurm sends SIGTERM or, with --signal=USR1@120, SIGUSR1 before."""
 
 
@@ -21,12 +22,14 @@ class StopSignals:
     """While the context lasts, a signal raises `Stopped`, or is kept for `obey` where `deferring` is set.
 
     A second signal does not wait. Python gives signals to the main thread alone; in another one nothing is installed.
+    A job that submitit stopped is then queued again by submitit.
     """
 
     def __init__(self) -> None:
         self.deferring = False
         self._kept: signal.Signals | None = None
         self._asked: signal.Signals | None = None
+        self._obeyed: signal.Signals | None = None
         self._when = 0.0
         self._before: dict[signal.Signals, Any] = {}
 
@@ -41,6 +44,8 @@ class StopSignals:
     def __exit__(self, *error: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self._obeyed is OF_SUBMITIT:
+            queue_again()
 
     @property
     def asked(self) -> bool:
@@ -62,7 +67,7 @@ class StopSignals:
             Stopped: with the signal's exit code.
         """
         if self._asked is not None:
-            raise Stopped(f"{_told(self._asked)}: {saved}", EXIT_CODES[self._asked])
+            raise self._stopped(self._asked, f": {saved}")
 
     def _heard(self, number: int, frame: FrameType | None) -> None:
         heard = signal.Signals(number)
@@ -71,8 +76,9 @@ class StopSignals:
             return
         if self.deferring and time.monotonic() - self._when < SAME_S:
             return
-        raise Stopped(_told(heard), EXIT_CODES[heard])
+        raise self._stopped(heard)
 
-
-def _told(heard: signal.Signals) -> str:
-    return "interrupted" if heard is signal.SIGINT else f"stopped by {heard.name}"
+    def _stopped(self, heard: signal.Signals, more: str = "") -> Stopped:
+        self._obeyed = heard
+        told = "interrupted" if heard is signal.SIGINT else f"stopped by {heard.name}"
+        return Stopped(told + more, EXIT_CODES[heard])

@@ -88,7 +88,12 @@ def test_killed_again_and_again_it_still_ends(start, words, whole, tmp_path: Pat
 
 @pytest.mark.parametrize(
     ("sent", "code"),
-    [("SIGTERM", 75), pytest.param("SIGUSR1", 75, marks=by_faults), pytest.param("SIGINT", 130, marks=by_faults)],
+    [
+        ("SIGTERM", 75),
+        pytest.param("SIGUSR1", 75, marks=by_faults),
+        pytest.param("SIGUSR2", 75, marks=by_faults),
+        pytest.param("SIGINT", 130, marks=by_faults),
+    ],
 )
 def test_a_signal_saves_the_state_and_says_so(sent, code, start, words, whole, tmp_path: Path):
     words = [word for word in words if word != OFTEN]  # the signal alone makes it save one
