@@ -6,8 +6,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -16,39 +15,44 @@ from dil_cli.errors import DilError
 from dil_cli.files import write_json
 
 
-@contextmanager
-def owning(folder: Path, run: Path) -> Iterator[None]:
-    """While this lasts no other process owns `folder`, which is made.
+class Owner(AbstractContextManager["Owner"]):
+    """This process's hold on a run, from the first `own` to the end of the context.
 
     Where the file system cannot lock files, nothing is kept apart.
-
-    Args:
-        folder: where the lock lies.
-        run: what is owned, for the error.
-
-    Raises:
-        DilError: when another process owns it, naming that one.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / "lock")
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        raise DilError(
-            f"another process trains this run: {_named(folder / 'owner.json')}", str(run),
-            "wait for it, or stop it: the same command then goes on from its last step",
-        ) from None  # fmt: skip
-    except (OSError, NotImplementedError):
-        yield
-        return
-    try:
+
+    def __init__(self, folder: Path, run: Path) -> None:
+        """`folder`: where the lock lies, made by `own`; `run`: what is owned, for the error."""
+        self._folder, self._run = folder, run
+        self._lock: FileLock | None = None
+
+    def own(self) -> None:
+        """Keep other processes from the run; nothing to do where that is so already.
+
+        Raises:
+            DilError: when another process owns it, naming that one.
+        """
+        if self._lock is not None:
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self._folder / "lock")
+        try:
+            self._lock.acquire(blocking=False)
+        except Timeout:
+            raise DilError(
+                f"another process trains this run: {_named(self._folder / 'owner.json')}", str(self._run),
+                "wait for it, or stop it: the same command then goes on from its last step",
+            ) from None  # fmt: skip
+        except (OSError, NotImplementedError):
+            return
         write_json(
-            folder / "owner.json",
+            self._folder / "owner.json",
             {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")},
         )
-        yield
-    finally:
-        lock.release()
+
+    def __exit__(self, *error: object) -> None:
+        if self._lock is not None:
+            self._lock.release()
 
 
 def _named(file: Path) -> str:

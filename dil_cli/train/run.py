@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 
 from dil_cli.artifacts.manifest import environment
-from dil_cli.artifacts.owner import owning
+from dil_cli.artifacts.owner import Owner
 from dil_cli.artifacts.run_folder import RunFolder
 from dil_cli.artifacts.states import State, States
 from dil_cli.config.identity import describe, plain, run_hash, to_yaml
@@ -82,7 +82,7 @@ def _run(config: TrainConfig, chosen: Path | None, world: World) -> int:
     """The life of one process of the run; the main one alone reads and writes its folder."""
     console = make_console() if world.is_main else SilentConsole()
     try:
-        with StopSignals() as signals, ExitStack() as owned:
+        with StopSignals() as signals:
             stay_offline_if_local(config.model.path, config.data)
             with console.phase("reading pairs", None), world.main_first():
                 pairs = load_pairs(config.data, config.seed, config.loss.needs_rejected)
@@ -93,10 +93,11 @@ def _run(config: TrainConfig, chosen: Path | None, world: World) -> int:
                 if world.is_main:
                     _show_finished(folder, config, console)
             else:
-                state = world.on_main(lambda: _state(config, folder, console, owned))
-                prepared = prepare(config, pairs, console, world=world)
-                _tell_facts(config, prepared, console)
-                Run(config, prepared, folder, identity, console, signals).complete(state, owned)
+                with Owner(folder.resume, folder.path) as owner:
+                    state = world.on_main(lambda: _state(config, folder, console, owner))
+                    prepared = prepare(config, pairs, console, world=world)
+                    _tell_facts(config, prepared, console)
+                    Run(config, prepared, folder, identity, console, signals).complete(state, owner)
         console.note(f"picture {folder.picture}")
         console.note(f"record  {folder.metrics}")
     finally:
@@ -111,7 +112,7 @@ def _show_finished(folder: RunFolder, config: TrainConfig, console: ConsoleSink)
         draw(folder, config)
 
 
-def _state(config: TrainConfig, folder: RunFolder, console: ConsoleSink, owned: ExitStack) -> State | None:
+def _state(config: TrainConfig, folder: RunFolder, console: ConsoleSink, owner: Owner) -> State | None:
     """Where to go on; the folder of a run that has begun is owned from here on.
 
     Raises:
@@ -120,7 +121,7 @@ def _state(config: TrainConfig, folder: RunFolder, console: ConsoleSink, owned: 
     state = None
     folder.check_writable()
     if folder.manifest.is_file():
-        owned.enter_context(owning(folder.resume, folder.path))
+        owner.own()
         if config.resume is not Resume.never:
             state = States(folder.resume).newest(console.note)
     if state is None and config.resume is Resume.must:
@@ -179,24 +180,23 @@ class Run:
         self.seconds = 0.0
         """Of training, in this process and earlier ones."""
 
-    def complete(self, state: State | None, owned: ExitStack) -> None:
-        """Reference column, preflight, training, result; or from `state` on. The folder is `owned` from then on."""
+    def complete(self, state: State | None, owner: Owner) -> None:
+        """Reference column, preflight, training, result; or from `state` on. The run is owned before it is written."""
         self.weights_sha256 = self.prepared.policy.start_fingerprint()
         self.optimisers = build_optimisers(self.model, self.config.optim)
         batch, at_start = self._reference() if state is None else (self._go_on(state), None)
         try:
             if state is None:
                 self.manifest = self._manifest(batch, at_start)
-                if not self.world.on_main(lambda: self._begin(owned)):
+                if not self.world.on_main(lambda: self._begin(owner)):
                     return
             self._record(batch)
         except (OSError, SafetensorError) as error:
             raise self._not_written(error) from error
 
-    def _begin(self, owned: ExitStack) -> bool:
-        """Make the folder, which is `owned` then; False where another run has finished it in the meantime."""
-        if not self.folder.resume.is_dir():
-            owned.enter_context(owning(self.folder.resume, self.folder.path))
+    def _begin(self, owner: Owner) -> bool:
+        """Own the folder and make it; False where another process has finished the run in the meantime."""
+        owner.own()
         if self.folder.finished(self.identity):  # by another run, while this one computed the reference
             _show_finished(self.folder, self.config, self.console)
             return False

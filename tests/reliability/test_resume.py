@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from traces import OFTEN, run_in, traces
 
+from dil_cli.artifacts.owner import Owner
+
 KILLS = int(os.environ.get("DIL_KILLS", "2"))
 
 by_faults = pytest.mark.faults
@@ -261,6 +263,17 @@ def test_two_processes_do_not_share_a_run(start, words, whole, tmp_path: Path):
     first.send(signal.SIGCONT)
     assert first.wait() == 0
     assert traces(run_in(tmp_path / "torn")) == whole
+
+
+def test_a_run_that_another_process_is_about_to_begin_is_left_to_it(dil_here, words, whole, tmp_path: Path):
+    """It has its lock and has written nothing else yet."""
+    run = tmp_path / "torn" / run_in(tmp_path / "whole").name
+    with Owner(run / "resume", run) as other:
+        other.own()
+        code, _, err = dil_here(*words, "output=torn")
+    assert code == 2
+    assert f"another process trains this run: pid {os.getpid()} on " in err
+    assert [path.name for path in run.iterdir()] == ["resume"]
 
 
 @by_faults
