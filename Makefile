@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types tests slow losses-epoch losses-trl eight-bit bench bench-quick stability audit faults distributed tiny wheel clean
+.PHONY: help install demo test lint types tests slow losses-epoch losses-trl eight-bit bench bench-quick stability results audit faults distributed tiny wheel clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -74,6 +74,11 @@ bench-quick: $(INSTALLED)  ## the same on a tiny model, to see that it runs (two
 stability: $(INSTALLED)  ## lengths 128 to 2,048 x DIL losses x guards on and off: what is not finite (half an hour; goes on)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.stability
 	$(BIN)/python -m benchmarks.stability --table
+
+PAGES ?=
+
+results: $(INSTALLED)  ## the pages of docs/results from nothing: make results [PAGES="noise epochs"] (hours; goes on)
+	$(BIN)/python -m results $(PAGES)
 
 audit: $(INSTALLED)  ## known vulnerabilities of the pinned packages; without a network it says "not checked"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[audit]'

@@ -125,6 +125,7 @@ def describe(path: Path) -> str:
 
 NESTED = {
     "experiment/quick": "a part of each grid below 10 minutes on the tiny model: experiment=quick/fig2_dynamics",
+    "experiment/results": "grids of the pages in docs/results, which `make results` runs",
 }
 """Folders within a group, told in a line instead of listed."""
 

@@ -26,7 +26,7 @@ from dil_cli.losses import LOSSES
 EXPERIMENTS = choices([conf_dir()], "experiment")
 QUICK = [name for name in EXPERIMENTS if name.startswith("quick/")]
 PAPER = [name for name in EXPERIMENTS if name.startswith("paper_")]
-GRIDS = [name for name in EXPERIMENTS if name != "tiny_sft"]
+GRIDS = [name for name in EXPERIMENTS if name != "tiny_sft" and not name.startswith("results/")]
 FULL = [name for name in GRIDS if name not in QUICK]
 
 PAIRS = {"gsm8k_pairs": (1693, 370, 342), "hh_sample": (319, 80, 291)}

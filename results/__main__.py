@@ -1,0 +1,61 @@
+"""`python -m results [PAGE ...]`: run what is missing, then rewrite the pages from the runs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from dil_cli import hub
+from results.blocks import fill
+from results.chain import run_all
+from results.grid import NotRun
+from results.page import IMAGES, Page
+from results.pages import PAGES
+from results.plan import plan
+
+
+def main() -> int:
+    """The command."""
+    by_name = {page.name: page for page in PAGES}
+    parser = argparse.ArgumentParser(prog="python -m results", description=__doc__)
+    parser.add_argument("pages", nargs="*", metavar="PAGE", help=f"of {', '.join(by_name)}; all without one")
+    parser.add_argument("--plan", action="store_true", help="what there is to run and what it costs; runs nothing")
+    parser.add_argument("--write", action="store_true", help="rewrite the pages from what is there; runs nothing")
+    parser.add_argument("--at-once", type=int, default=os.cpu_count() or 1, help="sweeps at once (default: the cores)")
+    args = parser.parse_args()
+    unknown = [name for name in args.pages if name not in by_name]
+    if unknown:
+        parser.error(f"no page {', '.join(unknown)}; there are {', '.join(by_name)}")
+    pages = [by_name[name] for name in args.pages or by_name]
+    hub.work_offline()
+    print(plan(pages))
+    if args.plan:
+        return 0
+    if not args.write:
+        run_all([chain for page in pages for chain in page.chains], args.at_once)
+        if len(pages) == len(PAGES):
+            subprocess.run([sys.executable, "-m", "benchmarks.stability"], check=True)
+    return write(pages)
+
+
+def write(pages: Sequence[Page]) -> int:
+    """Blocks and figures of each page whose runs are there; 1 where some are missing."""
+    missing = 0
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    for page in pages:
+        try:
+            fill(page.path, page.blocks())
+            page.draw(IMAGES)
+        except NotRun as reason:
+            missing = 1
+            print(f"{page.path.name} stays as it is: {reason}", file=sys.stderr)
+        else:
+            print(f"{page.path.name} is written")
+    return missing
+
+
+if __name__ == "__main__":
+    sys.exit(main())

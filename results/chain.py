@@ -1,0 +1,92 @@
+"""A method on a data set: its learning rate is chosen on validation questions, then its grids are run at that rate."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from dil_cli.report.record import Record
+from results import rates
+from results.grid import Arm, Grid
+
+LOGS = Path("outputs/results")
+COMPOSING = threading.Lock()
+"""Hydra composes one config of a process at a time."""
+
+
+@dataclass(frozen=True)
+class Chain:
+    """What is run for one arm, in order; `words` are those of the page, the data set's for one."""
+
+    arm: Arm
+    experiments: tuple[str, ...]
+    words: tuple[str, ...] = ()
+
+    def rates(self) -> list[rates.Rate]:
+        """What validation measured; NotRun when it is not done."""
+        return rates.measured(self.arm, self.words)
+
+    def grids(self) -> list[Grid]:
+        """Its grids at the chosen rate; NotRun as long as none is chosen."""
+        return self.at(rates.best(self.rates()).word)
+
+    def at(self, rate: str) -> list[Grid]:
+        """Its grids at a rate."""
+        return [Grid(name, (*self.words, *self.arm.words, rate)) for name in self.experiments]
+
+    def records(self) -> list[Record]:
+        """What all its runs but the validation's measured; NotRun when one is missing."""
+        return [record for grid in self.grids() for record in grid.records()]
+
+
+def run_all(chains: Sequence[Chain], at_once: int) -> None:
+    """Every run that is not done, so many chains at a time.
+
+    Raises:
+        RuntimeError: when a sweep did not end well; what is done is kept.
+    """
+    with ThreadPoolExecutor(at_once) as pool:
+        for _ in pool.map(lambda chain: _run(chain, at_once), dict.fromkeys(chains)):
+            pass
+
+
+def _run(chain: Chain, at_once: int) -> None:
+    _sweep(rates.grid(chain.arm, chain.words), at_once)
+    while True:
+        with COMPOSING:
+            factor = rates.wanted(chain.rates())
+        if factor is None:
+            break
+        _sweep(rates.one_more(chain.arm, chain.words, factor), at_once)
+    with COMPOSING:
+        grids = chain.grids()
+    for grid in grids:
+        _sweep(grid, at_once)
+
+
+def _sweep(grid: Grid, at_once: int) -> None:
+    """One `dil sweep` in a process of its own, its output in a file; nothing where all runs are done."""
+    with COMPOSING:
+        todo = sum(not job.finished for job in grid.jobs())
+    if not todo:
+        return
+    threads = max(1, (os.cpu_count() or 1) // at_once)
+    log = LOGS / f"{grid.command.removeprefix('dil sweep experiment=').replace('/', '-').replace(' ', '_')}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    print(f"{todo} runs  {grid.command}  (tail -f {log})", flush=True)
+    began = time.monotonic()
+    with log.open("a", encoding="utf-8") as file:
+        command = [sys.executable, "-m", "dil_cli", *grid.command.split()[1:], "tracker=none"]
+        done = subprocess.run(
+            command, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": str(threads)}
+        )
+    if done.returncode:
+        raise RuntimeError(f"exit code {done.returncode} of {grid.command} tracker=none; its output is in {log}")
+    print(f"done in {(time.monotonic() - began) / 60:.1f} min  {grid.command}", flush=True)

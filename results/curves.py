@@ -1,0 +1,54 @@
+"""What a run had when it reached a margin or an accuracy, and the slopes of the loss on the way. N points."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dil_cli.artifacts.run_folder import RunFolder
+from dil_cli.dynamics.statistics import MIN_MARGIN_GAIN, Float64
+from dil_cli.report.record import Record, read_rows
+
+AT_0 = {"accuracy": 0.5, "delta/chosen": 0.0, "delta/rejected": 0.0, "delta/margin": 0.0}
+
+
+def series(record: Record, key: str) -> Float64:
+    """A metric of the probe set at each measurement, (N,); what it is before the first step by definition."""
+    return np.array([_at(row, key) for row in record.probe], dtype=np.float64)
+
+
+def per_response(record: Record, side: str) -> Float64:
+    """Change of the mean log-prob of whole responses since step 0, nats, (N,)."""
+    sums_N = np.array([row[f"probe/logps_sum/{side}"] for row in record.probe], dtype=np.float64)
+    change: Float64 = sums_N - sums_N[0]
+    return change
+
+
+def reached(x_N: Sequence[float] | Float64, y_N: Sequence[float] | Float64, level: float) -> float | None:
+    """y where x first reaches `level` from below, on straight lines between measurements; None where it never does."""
+    for i in range(1, len(x_N)):
+        if x_N[i - 1] < level <= x_N[i]:
+            part = (level - x_N[i - 1]) / (x_N[i] - x_N[i - 1])
+            return float(y_N[i - 1] + part * (y_N[i] - y_N[i - 1]))
+    return None
+
+
+def costs(chosen_N: Float64, margin_N: Float64) -> Float64:
+    """Chosen likelihood lost per margin gained, (N,); NaN as long as the margin has hardly grown."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(margin_N >= MIN_MARGIN_GAIN, -chosen_N / margin_N, np.nan)
+
+
+def slopes(record: Record) -> Float64:
+    """|dL/ds_l| : |dL/ds_w| at each step, mean over the batch each."""
+    rows = [row for row in read_rows(RunFolder(record.run.folder).metrics) if "weight/rejected" in row]
+    return np.array([row["weight/rejected"] / row["weight/chosen"] for row in rows], dtype=np.float64)
+
+
+def _at(row: Mapping[str, Any], key: str) -> float:
+    value = row.get(f"probe/{key}")
+    if value is None and row["step"] == 0:
+        value = AT_0[key]
+    return float("nan") if value is None else float(value)

@@ -1,0 +1,78 @@
+"""The figure of the page on figure 2. N measurements, S seeds, T steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dil_cli.dynamics import style
+from dil_cli.dynamics.statistics import Float64
+from dil_cli.dynamics.style import Line, series_lines
+from dil_cli.report.figure import Figure, Panel
+from dil_cli.report.panels import steps_panel
+from dil_cli.report.record import Record
+from results.curves import costs, series, slopes
+from results.grid import Arm
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Found = Mapping[str, Sequence[Record]]
+
+
+def draw(arms: Mapping[Arm, Sequence[Record]], folder: Path) -> None:
+    """dynamics.png."""
+    looks = series_lines([(arm.loss, arm.label) for arm in arms])
+    found = {arm.label: records for arm, records in arms.items()}
+    probes = {label: [record.probe for record in records] for label, records in found.items()}
+    panels = [
+        steps_panel(key, f"{name}, over training", probes, looks)
+        for key, name in (("delta/chosen", "Chosen"), ("delta/rejected", "Rejected"), ("delta/margin", "Margin"))
+    ]
+    panels += [
+        Panel("Chosen, against the margin", partial(_against_margin, found=found, looks=looks), ""),
+        Panel("chosen_cost, against the margin", partial(_cost, found=found, looks=looks), ""),
+        Panel("Push on rejected : pull on chosen", partial(_slopes, found=found, looks=looks), ""),
+    ]
+    Figure("dynamics", "", "", tuple(panels), looks).save(folder, ("png",))
+
+
+def _against_margin(axes: Axes, found: Found, looks: Mapping[str, Line]) -> None:
+    for label, records in found.items():
+        margin_N, chosen_N = (_mean(records, key) for key in ("delta/margin", "delta/chosen"))
+        _line(axes, margin_N, chosen_N, looks[label])
+    axes.axhline(0, color=style.MUTED, linewidth=0.8)
+    axes.set_xlabel("margin gained, nats per token", fontsize=9)
+    axes.set_ylabel("change of chosen, nats per token", fontsize=9)
+
+
+def _cost(axes: Axes, found: Found, looks: Mapping[str, Line]) -> None:
+    for label, records in found.items():
+        margin_N = _mean(records, "delta/margin")
+        _line(axes, margin_N, costs(_mean(records, "delta/chosen"), margin_N), looks[label])
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("margin gained, nats per token", fontsize=9)
+    axes.set_ylabel("chosen lost per margin gained", fontsize=9)
+
+
+def _slopes(axes: Axes, found: Found, looks: Mapping[str, Line]) -> None:
+    for label, records in found.items():
+        ratio_ST = np.array([slopes(record) for record in records])
+        _line(axes, np.arange(1, ratio_ST.shape[1] + 1, dtype=np.float64), np.median(ratio_ST, axis=0), looks[label])
+    axes.axhline(1, color=style.MUTED, linewidth=0.8)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("optimiser step", fontsize=9)
+    axes.set_ylabel("|dL/ds_l| : |dL/ds_w|", fontsize=9)
+
+
+def _mean(records: Sequence[Record], key: str) -> Float64:
+    values_N: Float64 = np.mean([series(record, key) for record in records], axis=0)
+    return values_N
+
+
+def _line(axes: Axes, x: Float64, y: Float64, line: Line) -> None:
+    axes.plot(x, y, color=line.colour, linestyle=line.dash, marker=line.marker, linewidth=1.5, markersize=4)

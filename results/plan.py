@@ -1,0 +1,50 @@
+"""What the pages are made of and what they cost, before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from results import rates, tables
+from results.chain import Chain
+from results.grid import Grid, NotRun, seconds_of
+from results.page import Page
+
+
+@dataclass(frozen=True)
+class Share:
+    """Runs of a page that no page before it has."""
+
+    runs: int
+    done: int
+    seconds: float
+
+
+def plan(pages: Sequence[Page]) -> str:
+    """A table: runs, how many are done, hours on 2 idle cores. Runs that pages share count in the first."""
+    seen: set[str] = set()
+    lines, total = [], 0.0
+    for page in pages:
+        share = _share(page.chains, seen)
+        total += share.seconds
+        lines.append([f"`{page.name}`", page.question, str(share.runs), str(share.done), _hours(share.seconds)])
+    table = tables.rows(["page", "question", "runs", "done", "hours on 2 cores"], lines, text=2)
+    return f"{table}\n\n{_hours(total)} hours in all; the choice of rates may call for a run or two more an arm."
+
+
+def _share(chains: Sequence[Chain], seen: set[str]) -> Share:
+    jobs = {job.hash: job for chain in chains for grid in _grids(chain) for job in grid.jobs() if job.hash not in seen}
+    seen.update(jobs)
+    return Share(len(jobs), sum(job.finished for job in jobs.values()), sum(map(seconds_of, jobs.values())))
+
+
+def _grids(chain: Chain) -> list[Grid]:
+    """Its grids; as long as no rate is chosen they stand at the model's own."""
+    try:
+        return [rates.grid(chain.arm, chain.words), *chain.grids()]
+    except NotRun:
+        return [rates.grid(chain.arm, chain.words), *chain.at(f"{rates.KEY}=1")]
+
+
+def _hours(seconds: float) -> str:
+    return f"{seconds / 3600:.1f}"

@@ -1,0 +1,99 @@
+"""What the pages say of fabricated runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from dil_cli.report.record import read_record
+from dil_cli.report.runs import read_run
+from results import compared, dynamics
+from results.curves import costs, reached, series
+from results.grid import Arm
+from results.rates import Rate
+from tests.report.run_folders import write_run
+
+
+def test_where_a_level_is_first_reached_is_on_the_line_between_two_measurements():
+    assert reached([0, 0.1, 0.05, 0.2], [0, -1.0, -3.0, -2.0], 0.05) == pytest.approx(-0.5)
+    assert reached([0, 0.1, 0.05, 0.2], [0, -1.0, -3.0, -2.0], 0.15) == pytest.approx(-3 + 2 / 3)
+    assert reached([0, 0.1], [0, -1.0], 0.2) is None
+    assert reached([0.5, 0.6], [0, -1.0], 0.6) == -1.0
+
+
+def test_a_cost_needs_a_margin():
+    found = costs(np.array([0.0, -0.1, -0.2]), np.array([0.0, 0.009, 0.1]))
+    assert np.isnan(found[:2]).all()
+    assert found[2] == pytest.approx(2.0)
+
+
+def probe(points: list[tuple[float, float, float]]) -> list[dict[str, float]]:
+    rows: list[dict[str, float]] = [{"step": 0, "probe/logps_sum/chosen": -100.0, "probe/logps_sum/rejected": -120.0}]
+    for step, (accuracy, chosen, margin) in enumerate(points, start=1):
+        rows.append(
+            {
+                "step": step, "probe/accuracy": accuracy, "probe/delta/chosen": chosen, "probe/delta/margin": margin,
+                "probe/logps_sum/chosen": -100.0 + 100 * chosen,
+                "probe/logps_sum/rejected": -120.0 + 100 * (chosen - margin),
+            }
+        )  # fmt: skip
+    return rows
+
+
+def run(seed: int, points: list[tuple[float, float, float]]) -> SimpleNamespace:
+    return SimpleNamespace(run=SimpleNamespace(seed=seed), probe=probe(points))
+
+
+def test_arms_are_compared_at_the_highest_margin_and_accuracy_that_all_runs_reached():
+    found = {
+        "lsif": [run(s, [(0.6, -0.1 - s / 100, 0.1), (0.7, -0.2, 0.3)]) for s in range(2)],
+        "dpo": [run(s, [(0.55, -0.1, 0.05), (0.625, -0.3, 0.105)]) for s in range(2)],
+    }
+    text = dynamics.equal(found)
+    head, _, lsif, dpo = text.splitlines()[:4]
+    assert "chosen at margin 0.10" in head
+    assert "chosen at accuracy 62 %" in head
+    at = [cell.strip() for cell in lsif.split("|")[1:-1]]
+    assert at[1].startswith("\N{MINUS SIGN}0.105 ")  # -0.10 and -0.11 at the first measurement
+    assert at[2].startswith("**+0.177")  # dpo: -0.1 - 0.2 * 0.05 / 0.055
+    assert at[5:] == ["\N{MINUS SIGN}20.0 [\N{MINUS SIGN}20.0, \N{MINUS SIGN}20.0]", "+30.0 [+30.0, +30.0]"]
+    assert [cell.strip() for cell in dpo.split("|")[1:-1]][2] == ""
+    assert list(series(found["dpo"][0], "accuracy")) == [0.5, 0.55, 0.625]
+
+
+class Fabricated:
+    """A chain whose runs are there."""
+
+    def __init__(self, root: Path, loss: str) -> None:
+        self.arm, self.words = Arm(loss, (f"loss={loss}",)), ()
+        changed = {"data__label_noise": 0.25}
+        self._records = [
+            read_record(read_run(write_run(root, loss, seed, **more))) for seed in range(5) for more in ({}, changed)
+        ]
+        self._tried = write_run(root, loss, 42, optim__lr_factor=3.0)
+
+    def records(self):
+        return self._records
+
+    def rates(self):
+        return [Rate(3.0, read_record(read_run(self._tried)))]
+
+    def grids(self):
+        return []
+
+
+def test_a_page_of_arms_has_its_blocks_and_a_figure(tmp_path):
+    chains = [Fabricated(tmp_path, loss) for loss in ("lsif", "dpo")]
+    page = compared.page("noise", "A question?", chains, baseline="loss=dpo", x="data.label_noise")
+    blocks = page.blocks()
+    assert set(blocks) == {"cost", "rates", "final", "differences", "cells", "validation"}
+    assert blocks["cost"].startswith("20 runs, and 2 that chose the learning rates.")
+    assert blocks["rates"].splitlines()[2].startswith("| lsif | **")
+    assert blocks["final"].splitlines()[0].startswith("| loss | label_noise |")
+    assert blocks["final"].count("| lsif |") == 2
+    assert "| lsif, label_noise 0.25 | dpo, label_noise 0.25 |" in blocks["differences"]
+    page.draw(tmp_path)
+    assert 5_000 < (tmp_path / "noise.png").stat().st_size < 300_000
