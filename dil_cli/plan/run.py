@@ -188,7 +188,8 @@ class Planner:
                 break
             there, before = (memory(step, self.setup).total for step in (high, low))
             slope = (there - before) / (high.tokens - low.tokens)
-            most = high.tokens + (self.limit - there) / slope
+            # A row with all of a step has less beside it than one of several, which find a gradient there.
+            most = high.tokens + (self.limit - there) / slope if slope > 0 else math.inf
             budget = int(min(most, whole + ROUND) // ROUND * ROUND)
             if budget < self.lengths.longest:
                 return None

@@ -76,7 +76,7 @@ class Meter:
         parameters = list(model.parameters())
         trained = sum(p.numel() for p in parameters if p.requires_grad)
         self._passes = 1 + backward_passes(trained, sum(p.numel() for p in parameters))
-        gpu = gpu_here() if compute.device.type == "cuda" and not _routes_tokens(model) else None
+        gpu = gpu_here() if compute.device.type == "cuda" and _countable(model) else None
         self.peak = None if gpu is None else gpu.peak(compute.bf16)
         """FLOP/s of the device in the compute type, None where no data sheet says it."""
 
@@ -123,7 +123,8 @@ def _plain(numbers: Throughput) -> dict[str, float]:
     return {name: value for name, value in vars(numbers).items() if value is not None}
 
 
-def _routes_tokens(model: PreTrainedModel) -> bool:
-    """Whether tokens meet only some of the weights (experts), which `models/flops.py` does not count."""
+def _countable(model: PreTrainedModel) -> bool:
+    """Whether `models/flops.py` counts the model: not where tokens meet some experts only, nor weights of four bits."""
     text = model.config.get_text_config()
-    return any(getattr(text, name, None) for name in ("num_local_experts", "num_experts", "n_routed_experts"))
+    routed = any(getattr(text, name, None) for name in ("num_local_experts", "num_experts", "n_routed_experts"))
+    return not routed and not getattr(model, "is_quantized", False)

@@ -68,7 +68,7 @@ def require_equal(run: Path, alone: Path, rel: float = 1e-5) -> None:
         assert table.column_names == other.column_names
         for column in table.column_names:
             assert table[column].to_pylist() == pytest.approx(other[column].to_pylist(), rel=rel, abs=rel)
-    weights, other = (load_file(last_checkpoint(path) / "model.safetensors") for path in (run, alone))
+    weights, other = (load_file(*last_checkpoint(path).glob("*.safetensors")) for path in (run, alone))
     assert weights.keys() == other.keys()
     for name, value in other.items():
         torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=2e-5)  # Adam divides by small moments
@@ -83,8 +83,9 @@ def require_equal(run: Path, alone: Path, rel: float = 1e-5) -> None:
         pytest.param(["loss=kto"], marks=pytest.mark.distributed),
         pytest.param(["loss=dpo", "model.attention=eager"], marks=pytest.mark.distributed),
         pytest.param(["loss=sft", "optim.batch_size=3"], marks=pytest.mark.distributed),
+        pytest.param(["loss=ukl", "peft=lora"], marks=pytest.mark.distributed),
     ],
-    ids=["packed", "coupled", "padded", "few"],
+    ids=["packed", "coupled", "padded", "few", "adapter"],
 )
 def test_several_processes_give_what_one_gives(kind, number, more, ranks, words, tmp_path: Path):
     alone = ranks(1, *words, *more, "output=alone")
@@ -95,7 +96,7 @@ def test_several_processes_give_what_one_gives(kind, number, more, ranks, words,
     run = run_in(tmp_path / "several")
     assert run.name == run_in(tmp_path / "alone").name
     require_equal(run, run_in(tmp_path / "alone"))
-    model = AutoModelForCausalLM.from_pretrained(last_checkpoint(run))
+    model = AutoModelForCausalLM.from_pretrained(last_checkpoint(run))  # an adapter with its base
     assert type(model).__name__ == "LlamaForCausalLM"
 
 

@@ -345,6 +345,15 @@ def test_it_prints_numbers_and_says_what_to_change(dil_here: Any, monkeypatch: p
 
 
 @pytest.mark.slow
+def test_a_share_smaller_than_the_token_budget_has_a_largest_one_too(dil_here: Any):
+    words = ["model=mistral7b", "data=ultrafeedback", "distributed.kind=fsdp2", "distributed.processes=32"]
+    plan = json.loads(dil_here("plan", *words, "gpu=h100-80", "--json")[1])
+    assert plan["fits"]
+    assert plan["row_tokens"] < 4096, "a process reads less than the budget in a step"
+    assert plan["largest_token_budget"] >= plan["row_tokens"]
+
+
+@pytest.mark.slow
 def test_weights_in_four_bits_take_less(dil_here: Any):
     held = [
         json.loads(dil_here("plan", "gpu=h100-80", "data.limit=40", f"peft={kind}", "model.dtype=bf16", "--json")[1])

@@ -129,6 +129,7 @@ def test_a_signal_before_the_first_step_ends_at_once(sent, start, words):
     [
         ["optim=muon"], ["model.dtype=bf16"], ["precision=bf16"], ["loss=bco"], ["loss=simpo"],
         ["loss=sft"], ["model.gradient_checkpointing=true"], ["dropout"],
+        ["peft=lora", "peft.dropout=0.2"], ["peft=dora"],
     ],
     ids=lambda choice: " ".join(choice),
 )  # fmt: skip
@@ -146,6 +147,22 @@ def test_whatever_is_trained_goes_on_the_same(choice, start, words, small_run, m
     again = start(*words, *choice, "output=torn")
     assert again.wait() == 0, again.text
     assert "going on after step" in again.text
+    assert traces(run_in(tmp_path / "torn")) == traces(run_in(tmp_path / "whole"))
+
+
+@by_faults
+def test_an_adapter_that_is_trained_on_goes_on_against_the_one_it_was(start, words, tmp_path: Path):
+    first = start(*words, "peft=lora", "output=first")
+    assert first.wait() == 0, first.text
+    adapter = max((run_in(tmp_path / "first") / "checkpoints").iterdir())
+    more = ["peft=lora", f"model.path={adapter}", "seed=1"]
+    whole = start(*words, *more, "output=whole")
+    assert whole.wait() == 0, whole.text
+    stopped(start, [*words, *more, "output=torn"])
+    again = start(*words, *more, "output=torn")
+    assert again.wait() == 0, again.text
+    rows = traces(run_in(tmp_path / "torn")).rows
+    assert rows[0]["probe/delta/chosen"] == 0, "the reference is the adapter that training began with"
     assert traces(run_in(tmp_path / "torn")) == traces(run_in(tmp_path / "whole"))
 
 
