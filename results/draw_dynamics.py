@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 Found = Mapping[str, Sequence[Record]]
 
 
-def draw(arms: Mapping[Arm, Sequence[Record]], folder: Path) -> None:
-    """dynamics.png."""
+def draw(name: str, arms: Mapping[Arm, Sequence[Record]], folder: Path) -> None:
+    """NAME.png: the course of training, and what it costs."""
     looks = series_lines([(arm.loss, arm.label) for arm in arms])
     found = {arm.label: records for arm, records in arms.items()}
     probes = {label: [record.probe for record in records] for label, records in found.items()}
@@ -38,7 +38,7 @@ def draw(arms: Mapping[Arm, Sequence[Record]], folder: Path) -> None:
         Panel("chosen_cost, against the margin", partial(_cost, found=found, looks=looks), ""),
         Panel("Push on rejected : pull on chosen", partial(_slopes, found=found, looks=looks), ""),
     ]
-    Figure("dynamics", "", "", tuple(panels), looks).save(folder, ("png",))
+    Figure(name, "", "", tuple(panels), looks).save(folder, ("png",))
 
 
 def _against_margin(axes: Axes, found: Found, looks: Mapping[str, Line]) -> None:

@@ -10,25 +10,34 @@ from dil_cli.report.record import Record
 from results import arms, draw_dynamics, tables
 from results.chain import Chain
 from results.curves import per_response, reached, series, slopes
+from results.grid import Arm
 from results.page import Page
 
 EXPERIMENT = "results/dynamics"
 BASELINE = arms.DPO
-CHAINS = tuple(Chain(arm, (EXPERIMENT,)) for arm in (*arms.DIL, arms.DPO, arms.SIMPO, arms.DPO_MEAN, *arms.DIL_SUM))
 
 
-def blocks() -> Mapping[str, str]:
-    """Every made block of the page."""
-    found = {chain.arm.label: chain.records() for chain in CHAINS}
-    return {
-        "cost": tables.cost(CHAINS),
-        "rates": tables.rate_table(CHAINS),
-        "final": tables.final([record for records in found.values() for record in records]),
-        "equal": equal(found),
-        "slopes": slope_table(found),
-        "cells": tables.cells(CHAINS),
-        "validation": tables.validation_cells(CHAINS),
-    }
+def page(name: str, question: str, compared: Sequence[Arm], directions: bool = False) -> Page:
+    """A page on the course of training; with `directions` it also says where the losses push the weights."""
+    chains = tuple(Chain(arm, (EXPERIMENT,)) for arm in compared)
+
+    def blocks() -> Mapping[str, str]:
+        found = {chain.arm.label: chain.records() for chain in chains}
+        made = {
+            "cost": tables.cost(chains),
+            "rates": tables.rate_table(chains),
+            "equal": equal(found),
+            "final": tables.final([record for records in found.values() for record in records]),
+            "slopes": slope_table(found),
+            "cells": tables.cells(chains),
+            "validation": tables.validation_cells(chains),
+        }
+        return made | ({"directions": direction_table(chains[0].records()[0])} if directions else {})
+
+    def draw(folder: Path) -> None:
+        draw_dynamics.draw(name, {chain.arm: chain.records() for chain in chains}, folder)
+
+    return Page(name, question, chains, blocks, draw)
 
 
 def equal(found: Mapping[str, Sequence[Record]]) -> str:
@@ -72,9 +81,14 @@ def slope_table(found: Mapping[str, Sequence[Record]]) -> str:
     return tables.rows(["", "step 1", f"step {steps // 2}", f"step {steps}"], lines)
 
 
-def draw(folder: Path) -> None:
-    """The figures of the page."""
-    draw_dynamics.draw({chain.arm: chain.records() for chain in CHAINS}, folder)
+def direction_table(record: Record) -> str:
+    """The cosine of each loss's gradient with that of lsif, before training and after a run."""
+    from results.directions import cosines
+
+    compared = (*arms.DIL, arms.DPO_MEAN, arms.SIMPO, arms.DPO, *arms.DIL_SUM)
+    start, end = cosines(compared, record)
+    lines = [[arm.label, f"{start[arm]:.3f}", f"{end[arm]:.3f}"] for arm in compared]
+    return tables.rows(["", "policy = reference", f"after the run `{record.run.hash}`"], lines)
 
 
 def _level(found: Mapping[str, Sequence[Record]], key: str, step: float) -> float:
@@ -91,12 +105,3 @@ def _at(records: Sequence[Record], key: str, level: float) -> dict[int, float]:
 
 def _end(values_N: Float64) -> float:
     return float(values_N[-1])
-
-
-PAGE = Page(
-    "dynamics",
-    "Does the chosen likelihood fall less under DIL than under DPO and SimPO?",
-    CHAINS,
-    blocks,
-    draw,
-)

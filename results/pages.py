@@ -7,10 +7,13 @@ from results.chain import Chain
 from results.compared import page
 from results.page import Page
 
-DYNAMICS = "results/dynamics"
-
 PAGES: tuple[Page, ...] = (
-    dynamics.PAGE,
+    dynamics.page(
+        "dynamics",
+        "Does the chosen likelihood fall less under DIL than under DPO and SimPO?",
+        (*arms.DIL, arms.DPO, arms.SIMPO),
+        directions=True,
+    ),
     page(
         "noise",
         "How much margin and accuracy does each loss keep when labels are flipped?",
@@ -21,22 +24,27 @@ PAGES: tuple[Page, ...] = (
         baseline="loss=dpo",
         x="data.label_noise",
     ),
+    dynamics.page(
+        "reductions",
+        "What changes when log-probs are summed over a response instead of averaged over its tokens?",
+        (*arms.DIL, *arms.DIL_SUM, arms.DPO, arms.DPO_MEAN),
+    ),
     page(
         "reference",
         "Are the rejected responses alone enough to stand for the reference, or is it better to take both?",
-        [Chain(arm, (DYNAMICS,)) for arm in (*arms.DIL, *arms.DIL_BOTH)],
+        [Chain(arm, (dynamics.EXPERIMENT,)) for arm in (*arms.DIL, *arms.DIL_BOTH)],
         baseline="loss.reference_samples=rejected",
     ),
     page(
         "which_h",
         "Which convex function h keeps most of the chosen likelihood per margin gained?",
-        [Chain(arm, (DYNAMICS,)) for arm in (*arms.DIL, *arms.WIDER)],
+        [Chain(arm, (dynamics.EXPERIMENT,)) for arm in (*arms.DIL, *arms.WIDER)],
         baseline="loss=lsif",
     ),
     page(
         "which_h_dialogue",
         "And which one on dialogues, where the pairs differ less?",
-        [Chain(arm, (DYNAMICS,), ("data=hh_sample",)) for arm in (*arms.DIL, *arms.WIDER)],
+        [Chain(arm, (dynamics.EXPERIMENT,), ("data=hh_sample",)) for arm in (*arms.DIL, *arms.WIDER)],
         baseline="loss=lsif",
     ),
     page(
