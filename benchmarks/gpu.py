@@ -31,9 +31,8 @@ from benchmarks.limit import TRAIN_FORWARDS, matmul_rate, must_do
 from benchmarks.sides import Job, Result, Side, compare
 from benchmarks.trl_side import Settings
 from benchmarks.vs_trl import checks
+from dil_cli.models.devices import gpu_here
 
-PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
-"""Dense bfloat16 FLOP/s of the makers' data sheets, by what the device's name holds."""
 OUT = Path("outputs/bench")
 
 
@@ -125,19 +124,12 @@ def summary(side: Side, result: Result, number: int, forward: float, rate: float
     speeds = sorted(number / seconds for seconds in result.seconds)
     middle = speeds[len(speeds) // 2] if speeds else 0.0
     flops = forward * (TRAIN_FORWARDS + side.reference) * middle
-    peak = known_peak()
+    here = gpu_here()
+    peak = here.peak(bf16=True) if here else None
     return {
         **asdict(result), "title": side.title, "pairs_per_s": middle, "fastest": max(speeds, default=0),
         "slowest": min(speeds, default=0), "of_limit": flops / rate, "mfu": flops / peak if peak else None,
     }  # fmt: skip
-
-
-def known_peak() -> float | None:
-    """The data sheet's rate of this GPU, if it is one of those known here."""
-    import torch
-
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-    return next((peak for key, peak in PEAKS.items() if key in name), None)
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
