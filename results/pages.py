@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from results import arms, dynamics
+from results import arms, dynamics, reasoning
 from results.chain import Chain
 from results.compared import page
 from results.page import Page
@@ -14,6 +14,7 @@ PAGES: tuple[Page, ...] = (
         (*arms.DIL, arms.DPO, arms.SIMPO),
         directions=True,
     ),
+    reasoning.PAGE,
     page(
         "noise",
         "How much margin and accuracy does each loss keep when labels are flipped?",

@@ -10,7 +10,7 @@ import pytest
 
 from dil_cli.report.record import read_record
 from dil_cli.report.runs import read_run
-from results import compared, dynamics
+from results import compared, dynamics, reasoning
 from results.curves import costs, reached, series
 from results.grid import Arm
 from results.rates import Rate
@@ -97,3 +97,15 @@ def test_a_page_of_arms_has_its_blocks_and_a_figure(tmp_path):
     assert "| lsif, label_noise 0.25 | dpo, label_noise 0.25 |" in blocks["differences"]
     page.draw(tmp_path)
     assert 5_000 < (tmp_path / "noise.png").stat().st_size < 300_000
+
+
+def test_solutions_are_ranked_by_the_policy_itself(tmp_path):
+    record = read_record(read_run(write_run(tmp_path, "lsif", 0, effect=(0.0, -9.0), between_seeds=0.0)))
+    start, end = reasoning.measured(record)
+    assert end.wrong - start.wrong == pytest.approx(-9, abs=0.02)
+    assert start.ranked < 0.7
+    assert end.ranked == 1.0
+    assert end.ranked_whole > start.ranked_whole
+    text = reasoning.table({"lsif": [(start, end), (start, end)]})
+    assert text.splitlines()[2].startswith(f"| before | \N{MINUS SIGN}{-start.right:.3f} |")
+    assert "| 100.0 [100.0, 100.0] |" in text.splitlines()[3]
