@@ -6,6 +6,8 @@ embedding, the last norm and the vocabulary head are gathered once a pass, by th
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,7 +35,7 @@ def shard(
     """Part the weights of `model`, the same in every process, in place.
 
     Args:
-        model: on its device.
+        model: on `device` or in the machine's memory, from where one layer after the other is taken and parted.
         config: whether the parts wait in the machine's memory.
         world: the processes; nothing is done where they hold all.
         device: that computes.
@@ -62,7 +64,7 @@ def shard(
     register_fsdp_forward_method(model, passes)
 
 
-def layers_of(model: PreTrainedModel) -> list[nn.Module]:
+def layers_of(model: PreTrainedModel) -> nn.ModuleList:
     """The decoder's layers, which transformers keeps in the longest list of modules.
 
     Raises:
@@ -74,4 +76,20 @@ def layers_of(model: PreTrainedModel) -> list[nn.Module]:
             f"{type(model).__name__} has no list of layers to be parted by", "distributed=fsdp2", "distributed=ddp"
         )
     longest: nn.ModuleList = max(lists, key=lambda modules: len(list(modules)))
-    return list(longest)
+    return longest
+
+
+@contextmanager
+def first_layers(model: PreTrainedModel, number: int) -> Iterator[None]:
+    """While this lasts the model has no more than its first `number` layers, and is small wherever it is moved to."""
+    layers = layers_of(model)
+    parents = [
+        (module, name) for module in model.modules() for name, child in module.named_children() if child is layers
+    ]
+    for module, name in parents:
+        setattr(module, name, layers[:number])
+    try:
+        yield
+    finally:
+        for module, name in parents:
+            setattr(module, name, layers)

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from dil_cli import hub
 from dil_cli.config.schema import DataConfig, DataSource, Device, ModelConfig, Precision, WeightType
+from dil_cli.distributed.shard import first_layers
 from dil_cli.distributed.world import ALONE, World
-from dil_cli.dynamics.layout import choose_layout
+from dil_cli.dynamics.layout import Choice, choose_layout
 from dil_cli.dynamics.measure import Compute
 from dil_cli.errors import DilError
 from dil_cli.models.adapter_files import adapter_config
@@ -19,9 +22,13 @@ from dil_cli.models.load import Policy, check_length, load_policy
 from dil_cli.models.matmul import choose_matmul
 
 if TYPE_CHECKING:
-    import torch
+    from transformers import PreTrainedModel
 
     from dil_cli.tracking.console import ConsoleSink
+
+
+ENOUGH_LAYERS = 6
+"""Every kind of layer of a model is among them: full attention comes with every sixth at the latest (Gemma 3)."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +59,10 @@ def ready_policy(
     with console.phase("loading the model", None):
         policy = load(model)
         check_length(policy.model, data.max_length, data.max_prompt_length)
-        on_device: Any = policy.model  # the wrapper transformers puts round `to` has lost its types
-        on_device.to(place)
+        # A model that is parted over GPUs may be too large for one of them: it waits in the machine's memory.
+        waits = world.sharded and place.type != "cpu"
+        if not waits:
+            _move(policy.model, place)
     pad = policy.tokenizer.pad_token_id
     compute = Compute(
         device=place,
@@ -66,9 +75,27 @@ def ready_policy(
     path = f"rows: padded ({model.attention})"
     if model.attention == "packed":
         with console.phase("checking packed rows", None):
-            choice = choose_layout(policy.model, compute, data.max_length)
+            if waits:
+                choice = _choose_by_first_layers(policy.model, compute, data.max_length)
+            else:
+                choice = choose_layout(policy.model, compute, data.max_length)
         compute, path = choice.compute, choice.line
     return Ready(policy, compute, f"{path}; float32 products: {matmul}")
+
+
+def _choose_by_first_layers(model: PreTrainedModel, compute: Compute, max_length: int) -> Choice:
+    """As `choose_layout`, with a part of the model on the device; all of it is in the machine's memory afterwards."""
+    with first_layers(model, ENOUGH_LAYERS):
+        _move(model, compute.device)
+        choice = choose_layout(model, compute, max_length)
+        _move(model, torch.device("cpu"))
+    model.set_attn_implementation(choice.attention)  # which the other layers ask for too
+    return choice
+
+
+def _move(model: PreTrainedModel, device: torch.device) -> None:
+    with_lost_types: Any = model  # by the wrapper that transformers puts round `to`
+    with_lost_types.to(device)
 
 
 def is_local(model_path: str) -> bool:
@@ -91,8 +118,6 @@ def pick_device(device: Device) -> torch.device:
     Raises:
         DilError: when the named device is not there.
     """
-    import torch
-
     there = {
         Device.cuda: torch.cuda.is_available(),
         Device.mps: torch.backends.mps.is_available(),
@@ -107,8 +132,6 @@ def pick_device(device: Device) -> torch.device:
 
 def use_bf16(precision: Precision, device: torch.device) -> bool:
     """Whether the forward pass runs under bfloat16 autocast: by default where the device multiplies it natively."""
-    import torch
-
     if precision is Precision.auto:
         return device.type == "cuda" and torch.cuda.is_bf16_supported()
     return precision is Precision.bf16

@@ -7,6 +7,7 @@ import torch
 from architectures import DO_NOT, TAKE_PACKED_ROWS, WINDOW, build
 from torch import nn
 
+from dil_cli.distributed.shard import first_layers
 from dil_cli.dynamics.layout import Choice, choose_layout
 from dil_cli.dynamics.measure import Compute, Layout
 from dil_cli.models import packed_attention, tiled_attention
@@ -37,6 +38,17 @@ def test_padded_rows_for_an_architecture_that_ignores_the_attention(name: str):
     reason = "its attention takes s_aux" if name == "GptOss" else "it does not use the attention it is given"
     tried = "packed, each prompt once by dil_tiles or packed, each prompt twice by dil_tiles"
     assert choice.line == f"rows: padded, of similar length ({choice.attention}), slower; not {tried}: {reason}"
+
+
+@pytest.mark.parametrize("name", [*TAKE_PACKED_ROWS, *DO_NOT])
+def test_a_model_too_large_for_its_device_is_tried_by_its_first_layers(name: str):
+    model, whole = build(name), choose(name)
+    names = list(model.state_dict())
+    with first_layers(model, 1):
+        assert len(list(model.state_dict())) < len(names)
+        part = choose_layout(model, COMPUTE, 100)
+    assert list(model.state_dict()) == names
+    assert (part.compute, part.attention) == (whole.compute, whole.attention)
 
 
 class WithoutPositions(nn.Module):
