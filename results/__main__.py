@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from dil_cli import hub
 from results.blocks import fill
@@ -49,12 +50,21 @@ def write(pages: Sequence[Page]) -> int:
         try:
             fill(page.path, page.blocks())
             page.draw(IMAGES)
+            shrink(IMAGES / f"{page.name}.png")
         except NotRun as reason:
             missing = 1
             print(f"{page.path.name} stays as it is: {reason}", file=sys.stderr)
         else:
             print(f"{page.path.name} is written")
     return missing
+
+
+def shrink(picture: Path) -> None:
+    """Few colours: a picture of a third of the size, as a repository that keeps them likes it."""
+    from PIL import Image
+
+    with Image.open(picture) as drawn:
+        drawn.convert("RGB").quantize(96, dither=Image.Dither.NONE).save(picture, optimize=True)
 
 
 if __name__ == "__main__":

@@ -23,19 +23,23 @@ COMPOSING = threading.Lock()
 
 @dataclass(frozen=True)
 class Chain:
-    """What is run for one arm, in order; `words` are those of the page, the data set's for one."""
+    """What is run for one arm, in order.
+
+    `words` are those of the page, the data set's for one. `rate` is a rate that is given and not chosen.
+    """
 
     arm: Arm
     experiments: tuple[str, ...]
     words: tuple[str, ...] = ()
+    rate: str | None = None
 
     def rates(self) -> list[rates.Rate]:
-        """What validation measured; NotRun when it is not done."""
-        return rates.measured(self.arm, self.words)
+        """What validation measured, nothing where the rate is given; NotRun when it is not done."""
+        return [] if self.rate else rates.measured(self.arm, self.words)
 
     def grids(self) -> list[Grid]:
-        """Its grids at the chosen rate; NotRun as long as none is chosen."""
-        return self.at(rates.best(self.rates()).word)
+        """Its grids at its rate; NotRun as long as none is chosen."""
+        return self.at(self.rate or rates.best(self.rates()).word)
 
     def at(self, rate: str) -> list[Grid]:
         """Its grids at a rate."""
@@ -58,17 +62,19 @@ def run_all(chains: Sequence[Chain], at_once: int) -> None:
 
 
 def _run(chain: Chain, at_once: int) -> None:
-    _sweep(rates.grid(chain.arm, chain.words), at_once)
-    while True:
-        with COMPOSING:
-            factor = rates.wanted(chain.rates())
-        if factor is None:
-            break
-        _sweep(rates.one_more(chain.arm, chain.words, factor), at_once)
+    if chain.rate is None:
+        _sweep(rates.grid(chain.arm, chain.words), at_once)
+        while (factor := _wanted(chain)) is not None:
+            _sweep(rates.one_more(chain.arm, chain.words, factor), at_once)
     with COMPOSING:
         grids = chain.grids()
     for grid in grids:
         _sweep(grid, at_once)
+
+
+def _wanted(chain: Chain) -> float | None:
+    with COMPOSING:
+        return rates.wanted(chain.rates())
 
 
 def _sweep(grid: Grid, at_once: int) -> None:

@@ -17,22 +17,32 @@ EXPERIMENT = "results/dynamics"
 BASELINE = arms.DPO
 
 
-def page(name: str, question: str, compared: Sequence[Arm], directions: bool = False) -> Page:
-    """A page on the course of training; with `directions` it also says where the losses push the weights."""
-    chains = tuple(Chain(arm, (EXPERIMENT,)) for arm in compared)
+def page(name: str, question: str, compared: Sequence[Arm], rate: str | None = None, directions: bool = False) -> Page:
+    """A page on the course of training.
+
+    Args:
+        name: of the page and its figure.
+        question: it asks.
+        compared: the arms.
+        rate: one for all of them, instead of each one's own.
+        directions: it also says where the losses push the weights.
+    """
+    chains = tuple(Chain(arm, (EXPERIMENT,), rate=rate) for arm in compared)
 
     def blocks() -> Mapping[str, str]:
         found = {chain.arm.label: chain.records() for chain in chains}
         made = {
             "cost": tables.cost(chains),
-            "rates": tables.rate_table(chains),
             "equal": equal(found),
             "final": tables.final([record for records in found.values() for record in records]),
             "slopes": slope_table(found),
             "cells": tables.cells(chains),
-            "validation": tables.validation_cells(chains),
         }
-        return made | ({"directions": direction_table(chains[0].records()[0])} if directions else {})
+        if rate is None:
+            made |= {"rates": tables.rate_table(chains), "validation": tables.validation_cells(chains)}
+        if directions:
+            made["directions"] = direction_table(chains[0].records()[0])
+        return made
 
     def draw(folder: Path) -> None:
         draw_dynamics.draw(name, {chain.arm: chain.records() for chain in chains}, folder)

@@ -14,6 +14,12 @@ PAGES: tuple[Page, ...] = (
         (*arms.DIL, arms.DPO, arms.SIMPO),
         directions=True,
     ),
+    dynamics.page(
+        "one_rate",
+        "And when all losses share one learning rate?",
+        (*arms.DIL, arms.DPO, arms.SIMPO),
+        rate="optim.lr_factor=1",
+    ),
     reasoning.PAGE,
     page(
         "noise",

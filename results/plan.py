@@ -40,10 +40,11 @@ def _share(chains: Sequence[Chain], seen: set[str]) -> Share:
 
 def _grids(chain: Chain) -> list[Grid]:
     """Its grids; as long as no rate is chosen they stand at the model's own."""
+    first = [] if chain.rate else [rates.grid(chain.arm, chain.words)]
     try:
-        return [rates.grid(chain.arm, chain.words), *chain.grids()]
+        return [*first, *chain.grids()]
     except NotRun:
-        return [rates.grid(chain.arm, chain.words), *chain.at(f"{rates.KEY}=1")]
+        return [*first, *chain.at(f"{rates.KEY}=1")]
 
 
 def _hours(seconds: float) -> str:

@@ -40,10 +40,8 @@ def cost(chains: Sequence[Chain]) -> str:
     tried = {rate.record.run.hash: rate.record for chain in chains for rate in chain.rates()}
     there = {record.run.hash: record for chain in chains for record in chain.records()}
     hours = sum(float((record.run.result or {})["train_seconds"]) for record in [*tried.values(), *there.values()])
-    return (
-        f"{len(there)} runs, and {len(tried)} that chose the learning rates. Together {hours / 3600:.1f} hours of "
-        f"training and measuring, a thread each."
-    )
+    chose = f", and {len(tried)} that chose the learning rates" if tried else ""
+    return f"{len(there)} runs{chose}. Together {hours / 3600:.1f} hours of training and measuring, a thread each."
 
 
 def rate_table(chains: Sequence[Chain]) -> str:
@@ -54,7 +52,7 @@ def rate_table(chains: Sequence[Chain]) -> str:
         found = {rate.factor: rate for rate in chain.rates()}
         chosen = rates.best(list(found.values()))
         lines.append([chain.arm.label, *(_rate(found.get(factor), chosen) for factor in factors)])
-    note = "Validation accuracy, and below it the change of the chosen responses, nats per token. Bold: chosen."
+    note = "Validation accuracy and change of the chosen responses, nats per token. Bold: the rate that was taken."
     return rows(["", *(f"lr x {factor:g}" for factor in factors)], lines) + f"\n\n{note}"
 
 
