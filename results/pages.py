@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from results import arms, dynamics, reasoning
+from results import arms, dynamics, mode_seeking, reasoning
 from results.chain import Chain
 from results.compared import page
 from results.page import Page
@@ -60,5 +60,12 @@ PAGES: tuple[Page, ...] = (
         [Chain(arm, ("results/epochs",)) for arm in (arms.LSIF, arms.DPO, arms.SIMPO)],
         baseline="loss=dpo",
         x="optim.epochs",
+    ),
+    Page(
+        "mode_seeking",
+        "Does the paper's theory hold as numbers, and does DIL seek one mode or cover all?",
+        (),
+        mode_seeking.blocks,
+        mode_seeking.draw,
     ),
 )
