@@ -40,7 +40,7 @@ types: $(INSTALLED)  ## mypy, strict
 tests: $(INSTALLED)  ## pytest, a process a core
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile
 
-slow: $(INSTALLED)  ## the tests that make test leaves out for their time: launchers, lm-eval's own command line (two minutes)
+slow: $(INSTALLED)  ## the tests that make test leaves out for their time: launchers, lm-eval's own command line (some minutes)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow -n auto --maxprocesses 8
 
 losses-epoch: $(INSTALLED)  ## each loss for an epoch on the tiny model: margin up, nothing non-finite (an hour; goes on)

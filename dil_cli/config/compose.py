@@ -42,10 +42,16 @@ OWN_FOLDER = "."
 """`hydra.run.dir` as the root configs set it: the run names its own folder."""
 
 
+_registered: dict[str, type[PreferenceLoss]] = {}
+"""The losses whose schemas Hydra has; an earlier command of this process may have brought others."""
+
+
 def register_schemas() -> None:
     """Put every dataclass where YAML can inherit it: `defaults: [/schema/loss/ukl@_here_]`; and resolvers."""
     OmegaConf.register_new_resolver("times", times, replace=True)
     OmegaConf.register_new_resolver("scaled", scaled, replace=True)
+    if _registered == registry.LOSSES:  # it takes almost as long as composing a config
+        return
     store = ConfigStore.instance()
     for name, node in planning.ROOTS.items():
         store.store(group="schema", name=name, node=node)
@@ -55,9 +61,11 @@ def register_schemas() -> None:
         store.store(group="schema/judge", name=name, node=judge)
     for name in ("model", "data", "optim", "peft", "tracker"):
         store.store(group="schema", name=name, node=getattr(schema, f"{name.capitalize()}Config"))
-    store.repo["schema"].pop("loss", None)  # an earlier command of this process may have brought its own
+    store.repo["schema"].pop("loss", None)
+    _registered.clear()
     for name, loss in registry.LOSSES.items():
         store.store(group="schema/loss", name=name, node=loss_schema(loss))
+    _registered.update(registry.LOSSES)
 
 
 def times(factor: float, number: int) -> int:

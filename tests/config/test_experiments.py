@@ -27,6 +27,7 @@ EXPERIMENTS = choices([conf_dir()], "experiment")
 QUICK = [name for name in EXPERIMENTS if name.startswith("quick/")]
 PAPER = [name for name in EXPERIMENTS if name.startswith("paper_")]
 GRIDS = [name for name in EXPERIMENTS if name != "tiny_sft" and not name.startswith("results/")]
+LARGE = {"baselines", "length_stability"}
 FULL = [name for name in GRIDS if name not in QUICK]
 
 PAIRS = {"gsm8k_pairs": (1693, 370, 342), "hh_sample": (319, 80, 291)}
@@ -107,13 +108,16 @@ def cost(name: str) -> float:
     return total + references + OF_THE_START
 
 
+@pytest.mark.slow
 def test_there_is_something_to_run():
     assert len(FULL) == len(QUICK) == 13
     assert [f"quick/{name}" for name in FULL] == QUICK
     assert sum(len(grid(name).jobs) for name in GRIDS) > 500
 
 
-@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name for name in GRIDS]
+)
 def test_every_value_of_a_grid_makes_a_run_and_its_number_is_as_stated(name):
     made = grid(name)
     corners = made.corners if name in FULL else made.jobs[-1:]
@@ -208,6 +212,7 @@ def test_dpo_on_tldr_has_the_beta_its_authors_took_there():
     assert (own.preset, own.loss.beta) == (None, 0.1)
 
 
+@pytest.mark.slow
 def test_the_papers_experiments_run_on_tiny_by_command_line():
     for name in PAPER:
         config = compose("train", [f"experiment={name}", "model=tiny", "data=gsm8k_pairs", "loss=dpo"])

@@ -58,6 +58,7 @@ def doctor(dil_here) -> Doctor:
     return run
 
 
+@pytest.mark.slow
 def test_a_machine_that_works(dil, tmp_path: Path):
     """In a process of its own, as a user sees it."""
     done = dil("doctor", WANDB_MODE="offline", OMP_NUM_THREADS="1")

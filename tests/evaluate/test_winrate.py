@@ -218,7 +218,8 @@ def test_the_limits_newer_name_and_no_temperature(serve, win):
     assert not any("temperature" in body for body in server.bodies)
 
 
-@pytest.mark.parametrize("end", ["reply", pytest.param("refusal", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ["reply", "refusal"])
 def test_the_key_goes_to_the_server_and_nowhere_else(
     end, serve, dil_here, dil, match_words, monkeypatch, tmp_path: Path
 ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -83,9 +84,15 @@ def planned(job: dict[str, Any], **how: Any) -> Traced:
 # Measured for real
 
 
-@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "checkpointing", "bf16"),
+    [("llama", False, False), ("neox", True, True)]
+    + [
+        pytest.param(*case, marks=pytest.mark.slow)
+        for case in itertools.product(KINDS, (False, True), (False, True))
+        if case not in {("llama", False, False), ("neox", True, True)}
+    ],
+)
 def test_a_step_takes_what_torch_gives_away_in_it(kind: str, checkpointing: bool, bf16: bool):
     job = job_of(kind, checkpointing, bf16, **SMALL)
     assert planned(job).total == pytest.approx(measured.allocated(job)["allocated"], rel=0.05)
@@ -102,7 +109,7 @@ def test_a_step_with_8_bit_moments_takes_what_torch_gives_away_in_it(dtype: str)
     assert step.total == pytest.approx(measured.allocated(job)["allocated"], rel=0.05)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["llama", pytest.param("neox", marks=pytest.mark.slow)])
 def test_a_step_in_pure_bf16_takes_what_torch_gives_away_in_it(kind: str):
     """Weights, gradients and moments of two bytes, and no copies."""
     job = job_of(kind, True, True, **SMALL) | {"dtype": "bfloat16"}
@@ -135,7 +142,7 @@ def test_a_step_of_one_row_has_no_gradient_when_it_begins(kind: str):
     assert planned(job).total == pytest.approx(measured.allocated(job)["allocated"], rel=0.05)
 
 
-@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("bf16", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_autograd_saves_is_what_the_plan_says(kind: str, bf16: bool):
     job = job_of(kind, False, bf16, **SMALL)
