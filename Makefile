@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types tests slow losses-epoch losses-trl eight-bit bench bench-quick stability results audit faults distributed tiny wheel clean
+.PHONY: help install demo test lint types tests slow losses-epoch losses-trl eight-bit deepspeed bench bench-quick stability results audit faults distributed tiny wheel clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +53,10 @@ losses-trl: $(INSTALLED)  ## the losses against TRL 1.16, which is installed int
 eight-bit: $(INSTALLED)  ## optim=adamw_8bit for real, with bitsandbytes, which is installed into .venv for it
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[dev,quant]'
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/train/test_8bit.py tests/plan -k '8bit or 8_bit'
+
+deepspeed: $(INSTALLED)  ## distributed=zero3 for real, on the CPU, with DeepSpeed, which is installed into .venv for it (minutes)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[dev,deepspeed]'
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/distributed -k zero3 -m 'distributed or not distributed' --timeout 600
 
 # DATA is a folder with hh_harmless.jsonl.gz and alpaca_eval_prefs_train.jsonl.gz; without it the bundled pairs are taken.
 DATA ?=

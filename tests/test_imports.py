@@ -61,7 +61,7 @@ ONLY_IN = {
     "hydra": {"config"}, "omegaconf": {"config"}, "wandb": {"tracking"},
     # lm-eval loads its own questions, and `benchmark.root` stands in for the hub while it does.
     "datasets": {"data", "evaluate"}, "lm_eval": {"evaluate"}, "peft": {"models"}, "openai": {"evaluate"},
-    "bitsandbytes": {"train"},
+    "bitsandbytes": {"train"}, "deepspeed": {"distributed"}, "accelerate": {"distributed"},
 }  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))
 

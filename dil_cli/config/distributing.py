@@ -18,12 +18,16 @@ class Sharding(str, Enum):
     zero3 = "zero3"
 
 
+SHARDED = (Sharding.fsdp2, Sharding.zero3)
+"""Those that hold a part."""
+
+
 @dataclass(kw_only=True)
 class DistributedConfig:
     """The processes of a run. None of this changes its numbers beyond rounding, nor its name.
 
     processes: in all; null takes the launcher's number (torchrun, accelerate, Slurm), or one for each GPU here.
-    offload: weights and optimiser state wait in the machine's memory, the GPU has a layer at a time (fsdp2).
+    offload: weights and optimiser state wait in the machine's memory, the GPU has a layer at a time (fsdp2, zero3).
     """
 
     kind: Sharding = Sharding.none
@@ -41,5 +45,5 @@ class DistributedConfig:
         require(processes is None or processes > 0, "distributed.processes", processes, "be above 0", 8)
         alone = self.kind is Sharding.none and (processes or 1) > 1
         require(not alone, "distributed.kind", self.kind.value, "be ddp, fsdp2 or zero3 for several processes", "fsdp2")
-        fits = not self.offload or self.kind is Sharding.fsdp2
-        require(fits, "distributed.offload", "true", "stay false unless distributed=fsdp2", "false")
+        fits = not self.offload or self.kind in SHARDED
+        require(fits, "distributed.offload", "true", "stay false unless distributed=fsdp2 or zero3", "false")

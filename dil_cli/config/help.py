@@ -56,7 +56,7 @@ VALUES = {
         "checkpoint.every": "steps between checkpoints (0: only at the end); checkpoint.keep=2: newest two, best",
         "checkpoint.resume_minutes": "between states that a killed run goes on from (5)",
         "distributed.processes": "how many, in all; without it the launcher's number, or one for each GPU here",
-        "distributed.offload": "fsdp2: true keeps weights and optimiser state in the machine's memory",
+        "distributed.offload": "fsdp2, zero3: true keeps weights and optimiser state in the machine's memory",
         "resume": "auto|must|never: an unfinished run goes on, must do so, or starts over",
         "precision, device": "auto|fp32|bf16, auto|cpu|cuda|mps",
         "profile=true": "trace steps 4 to 6 by torch's profiler: profile/trace.json.gz in the run's folder",

@@ -10,7 +10,7 @@ from enum import Enum
 from typing import Any
 
 from dil_cli.config.adapting import PeftConfig
-from dil_cli.config.distributing import DistributedConfig
+from dil_cli.config.distributing import SHARDED, DistributedConfig, Sharding
 from dil_cli.config.harness_schema import HarnessConfig
 from dil_cli.config.judging import WinrateConfig, check_judge
 from dil_cli.errors import (
@@ -368,9 +368,24 @@ class TrainConfig:
         require_file_name("name", self.name, "my-run")
         muon = self.peft.trains_adapter and self.optim.kind is Optimiser.muon
         require(not muon, "optim.kind", "muon", "be adamw or adamw_8bit for adapters", "adamw")
+        self._check_parts()
         # Its slopes come from a pass over the whole batch, which another dropout than the second pass's would not fit.
         coupled = bool(self.peft.dropout) and getattr(self.loss, "couples_batch", False)
         require(not coupled, "peft.dropout", self.peft.dropout, "be 0 with a loss that couples its batch", 0)
+
+    def _check_parts(self) -> None:
+        """What does not go with weights of which each process holds a part."""
+        kind = self.distributed.kind
+        if kind in SHARDED and self.optim.kind is not Optimiser.adamw:
+            raise DilError(
+                f"{self.optim.kind.value} needs whole weights, each process has its part of them",
+                f"optim.kind={self.optim.kind.value} distributed.kind={kind.value}", "optim=adamw, or distributed=ddp",
+            )  # fmt: skip
+        if kind is Sharding.zero3 and self.model.dtype is WeightType.bf16:
+            raise DilError(
+                "DeepSpeed keeps weights in float32", f"model.dtype={self.model.dtype.value} distributed.kind=zero3",
+                "model.dtype=fp32 precision=bf16, or distributed=fsdp2",
+            )  # fmt: skip
 
 
 @dataclass(kw_only=True)

@@ -16,9 +16,10 @@ from torch import distributed as dist
 from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
-from dil_cli.config.distributing import DistributedConfig, Sharding
+from dil_cli.config.distributing import SHARDED, DistributedConfig, Sharding
 from dil_cli.config.schema import Device
 from dil_cli.distributed.world import ALONE, World
+from dil_cli.distributed.zero3 import check_installed
 from dil_cli.errors import DilError
 from dil_cli.secrets import hidden
 
@@ -59,13 +60,10 @@ def to_start(config: DistributedConfig, device: Device) -> int:
     """How many processes this one has to start; 0 where it is one of them, or alone.
 
     Raises:
-        DilError: when the config and the launcher do not agree, or nothing says how many.
+        DilError: when the config and the launcher do not agree, nothing says how many, or DeepSpeed is not there.
     """
     if config.kind is Sharding.zero3:
-        raise DilError(
-            "dil plans for DeepSpeed's ZeRO-3, it does not train through it", "distributed.kind=zero3",
-            "distributed=fsdp2, which parts weights, gradient and optimiser alike",
-        )  # fmt: skip
+        check_installed()
     place, wanted = launched(), config.processes
     if config.kind is Sharding.none:
         if place is not None and place.size > 1:
@@ -116,7 +114,7 @@ def joined(config: DistributedConfig, device: Device) -> Iterator[World]:
         "cpu:gloo,cuda:nccl" if on_gpu else "gloo", store=store, rank=rank, world_size=size, timeout=PATIENCE
     )
     with _told_once(store):
-        yield World(rank, size, sharded=config.kind is Sharding.fsdp2)
+        yield World(rank, size, sharded=config.kind in SHARDED)
         dist.destroy_process_group()
 
 

@@ -21,7 +21,7 @@ from torch.distributed.fsdp import (
     register_fsdp_forward_method,
 )
 
-from dil_cli.config.distributing import DistributedConfig
+from dil_cli.config.distributing import DistributedConfig, Sharding
 from dil_cli.distributed.world import World
 from dil_cli.errors import DilError
 
@@ -37,7 +37,7 @@ def shard(
     Args:
         model: on `device` or in the machine's memory, from where one layer after the other is taken and parted.
         config: whether the parts wait in the machine's memory.
-        world: the processes; nothing is done where they hold all.
+        world: the processes; nothing is done where they hold all, or DeepSpeed will part the model (`zero3.py`).
         device: that computes.
         bf16: gather weights in bfloat16, as they are multiplied; they are held, and gradients summed, in theirs.
         passes: the name of the method by which rows pass through the model, other than `forward`.
@@ -51,6 +51,8 @@ def shard(
         raise DilError(
             "there is no GPU whose memory could be saved", "distributed.offload=true", "distributed.offload=false"
         )
+    if config.kind is Sharding.zero3:
+        return
     mesh = init_device_mesh(device.type, (world.size,))
     half = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     options: dict[str, Any] = {

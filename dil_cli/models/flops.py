@@ -57,10 +57,13 @@ def matrix_weights(model: nn.Module) -> int:
     """W: weights of the matrices that a token is multiplied with on its way to the head."""
     from torch import nn
 
+    from dil_cli.distributed.zero3 import shape_of
+
     ends = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     head = getattr(model, "get_output_embeddings", lambda: None)()
     ends |= {id(head.weight)} if head is not None else set()
-    return sum(p.numel() for p in model.parameters() if p.ndim > 1 and id(p) not in ends)
+    shapes = [shape_of(p) for p in model.parameters() if id(p) not in ends]
+    return sum(shape.numel() for shape in shapes if len(shape) > 1)
 
 
 def backward_passes(trained: int, parameters: int) -> float:

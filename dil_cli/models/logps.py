@@ -5,6 +5,7 @@ Shapes: R rows, T tokens of the longest row, N scored tokens, S responses, V voc
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from types import MethodType
 from typing import TYPE_CHECKING, Any
@@ -22,13 +23,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-PASSES = "packed_logps"
-"""Method of a model whose weights lie in parts: `fully_shard` gathers them for a call of it, or of `forward`."""
+PASSES = "passes"
+"""Method of a model whose weights lie in parts, which are gathered for a call of it."""
 
 
 def let_pass(model: PreTrainedModel) -> None:
-    """Give `model` the method `PASSES`, through which `packed_logps` then goes."""
-    setattr(model, PASSES, MethodType(_packed_logps, model))
+    """Give `model` the method `PASSES`, through which rows then go."""
+    setattr(model, PASSES, MethodType(_pass, model))
+
+
+def _pass(model: PreTrainedModel, way: Callable[..., Tensor], *rows: Any) -> Tensor:
+    return way(model, *rows)
 
 
 def packed_logps(model: PreTrainedModel, pack: Pack) -> Tensor:
@@ -39,9 +44,7 @@ def packed_logps(model: PreTrainedModel, pack: Pack) -> Tensor:
     Raises:
         PackRefused: when the model does not use that attention, or its head is none that is known.
     """
-    own = getattr(model, PASSES, None)
-    logps_S: Tensor = _packed_logps(model, pack) if own is None else own(pack)
-    return logps_S
+    return _passed(model, _packed_logps, pack)
 
 
 def _packed_logps(model: PreTrainedModel, pack: Pack) -> Tensor:
@@ -82,6 +85,15 @@ def padded_logps(model: PreTrainedModel, input_ids_RT: Tensor, attention_RT: Ten
 
     Token t is predicted from position t - 1, so `scored_RT` is false in column 0.
     """
+    return _passed(model, _padded_logps, input_ids_RT, attention_RT, scored_RT)
+
+
+def _passed(model: PreTrainedModel, way: Callable[..., Tensor], *rows: Any) -> Tensor:
+    own: Callable[..., Tensor] | None = getattr(model, PASSES, None)
+    return way(model, *rows) if own is None else own(way, *rows)
+
+
+def _padded_logps(model: PreTrainedModel, input_ids_RT: Tensor, attention_RT: Tensor, scored_RT: Tensor) -> Tensor:
     logits_RTV = model(input_ids=input_ids_RT, attention_mask=attention_RT, use_cache=False).logits
     predicts_RT = scored_RT[:, 1:]
     logits_NV = logits_RTV[:, :-1][predicts_RT]

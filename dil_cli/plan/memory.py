@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dil_cli.config.adapting import PeftConfig
-from dil_cli.config.distributing import Sharding
+from dil_cli.config.distributing import SHARDED, Sharding
 from dil_cli.plan.trace import Traced
 
 OVERHEAD = {"gpu": 1.5e9, "cpu": 0.85e9}
@@ -14,8 +14,6 @@ here. cpu: Python and its libraries, and what malloc and oneDNN keep, in a run o
 
 FOUR_BITS = 4.127 / 8
 """Bytes a weight in four bits with its doubly quantised scale (QLoRA, arXiv 2305.14314: 0.127 bits a parameter)."""
-
-SHARDED = (Sharding.fsdp2, Sharding.zero3)
 
 
 @dataclass(frozen=True)

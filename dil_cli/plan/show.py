@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from dil_cli.plan.memory import SHARDED
+from dil_cli.config.distributing import SHARDED
 
 if TYPE_CHECKING:
     from dil_cli.plan.run import Plan

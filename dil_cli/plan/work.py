@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dil_cli.config.distributing import SHARDED
 from dil_cli.config.planning import PlanConfig
 from dil_cli.models.devices import Device
 from dil_cli.models.flops import Forward, backward_passes
 from dil_cli.plan.lengths import Lengths
-from dil_cli.plan.memory import SHARDED, Setup
+from dil_cli.plan.memory import Setup
 from dil_cli.plan.trace import Traced
 from dil_cli.train.batches import StepPlan
 from dil_cli.train.sizes import checkpoints_at_once, states_at_once

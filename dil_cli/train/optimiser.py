@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 from dil_cli.config.schema import OptimConfig, Optimiser, Schedule
-from dil_cli.distributed.tensors import whole
-from dil_cli.distributed.world import ALONE, World
+from dil_cli.distributed.tensors import clip
 from dil_cli.errors import DilError
 
 SMALLEST_8BIT = 4096
@@ -60,17 +59,12 @@ def build_optimisers(model: nn.Module, config: OptimConfig) -> list[torch.optim.
     return optimisers
 
 
-def check_available(config: OptimConfig, world: World = ALONE) -> None:
-    """What the optimiser is made of must be installed, and it must take weights as the processes of `world` hold them.
+def check_available(config: OptimConfig) -> None:
+    """What the optimiser is made of must be installed.
 
     Raises:
-        DilError: when it is not, or does not.
+        DilError: when it is not.
     """
-    if world.sharded and config.kind is not Optimiser.adamw:
-        raise DilError(
-            f"{config.kind.value} needs whole matrices, each process has its part of them", "distributed=fsdp2",
-            "optim=adamw, or distributed=ddp",
-        )  # fmt: skip
     if config.kind is Optimiser.adamw_8bit and find_spec("bitsandbytes") is None:
         raise DilError(
             "moments in 8 bits need bitsandbytes, which is not installed", f"optim.kind={config.kind.value}",
@@ -108,7 +102,13 @@ def set_lr(optimisers: Sequence[torch.optim.Optimizer], factor: float) -> float:
 
 def clip_gradient(model: nn.Module, limit: float | None) -> float:
     """Scale the gradient down to a 2-norm of `limit`; returns its norm before, which may be non-finite."""
-    return float(whole(nn.utils.clip_grad_norm_(model.parameters(), math.inf if limit is None else limit)))
+    return float(clip(model.parameters(), math.inf if limit is None else limit))
+
+
+def clear_gradient(optimisers: Sequence[torch.optim.Optimizer]) -> None:
+    """Of all that they train."""
+    for optimiser in optimisers:
+        optimiser.zero_grad(set_to_none=True)
 
 
 def _groups(optimisers: Sequence[torch.optim.Optimizer]) -> list[dict[str, Any]]:

@@ -53,7 +53,7 @@ def prepare(
         DilError: for a device, optimiser, model or data set that cannot be trained with.
         RunFailed: when the processes of `world` come to compute in different ways.
     """
-    check_available(config.optim, world)
+    check_available(config.optim)
     load = partial(load_trained, peft=config.peft, seed=config.seed)
     ready = ready_policy(
         config.model, config.data, config.device, config.precision, config.optim.token_budget, console, load, world

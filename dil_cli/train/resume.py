@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import partial, reduce
 from pathlib import Path
@@ -22,6 +22,7 @@ from torch import Tensor
 from dil_cli.artifacts.states import State, States
 from dil_cli.distributed.tensors import part_like, put, to_write
 from dil_cli.distributed.world import World
+from dil_cli.distributed.zero3 import PartedAdamW
 from dil_cli.errors import DilError
 from dil_cli.train.step import Batch
 from dil_cli.types import PairLogps, TokenisedPair
@@ -59,7 +60,7 @@ def save_state(
     moments = {
         f"{number}.{parameter}.{name}": to_write(value, world)
         for number, optimiser in enumerate(optimisers)
-        for parameter, state in optimiser.state_dict()["state"].items()
+        for parameter, state in _moments(optimiser)
         for name, value in _flat(state)
     }
     write = partial(_write, policy=policy, moments=moments, batch=batch, probe_start=probe_start)
@@ -82,7 +83,10 @@ def restore(state: State, model: PreTrainedModel, optimisers: Sequence[torch.opt
                 like = weights[int(parameter)]
                 own.setdefault(int(parameter), {})[name] = part_like(like, value) if value.ndim else value
         own = {parameter: _nested(state) for parameter, state in own.items()}
-        optimiser.load_state_dict(optimiser.state_dict() | {"state": own})
+        if isinstance(optimiser, PartedAdamW):
+            optimiser.load_moments(own)
+        else:
+            optimiser.load_state_dict(optimiser.state_dict() | {"state": own})
     _set_generators(state)
 
 
@@ -135,6 +139,13 @@ def _write(
     save_file(
         {"torch": torch.get_rng_state(), **{f"cuda.{i}": value for i, value in enumerate(cuda)}}, folder / GENERATORS
     )
+
+
+def _moments(optimiser: torch.optim.Optimizer) -> Iterable[tuple[int, Mapping[str, Any]]]:
+    """What it keeps of each parameter, by number."""
+    if isinstance(optimiser, PartedAdamW):
+        return optimiser.moments()
+    return optimiser.state_dict()["state"].items()  # type: ignore[no-any-return]
 
 
 def _flat(state: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:

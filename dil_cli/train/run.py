@@ -20,6 +20,7 @@ from dil_cli.artifacts.manifest import environment
 from dil_cli.artifacts.owner import Owner
 from dil_cli.artifacts.run_folder import RunFolder
 from dil_cli.artifacts.states import State, States
+from dil_cli.config.distributing import Sharding
 from dil_cli.config.identity import describe, plain, run_hash, to_yaml
 from dil_cli.config.schema import Resume, TrainConfig, WandbMode
 from dil_cli.data.load import load_pairs
@@ -28,11 +29,13 @@ from dil_cli.data.token_cache import tokenizer_fingerprint
 from dil_cli.distributed.join import joined, to_start
 from dil_cli.distributed.start import start
 from dil_cli.distributed.world import World
+from dil_cli.distributed.zero3 import part
 from dil_cli.dynamics.alarms import Alarm, new_alarms
 from dil_cli.dynamics.plots import dynamics_curves, plot_dynamics
 from dil_cli.dynamics.probe import choose_probe, probe_steps
 from dil_cli.errors import DilError, RunFailed
 from dil_cli.files import write_json
+from dil_cli.models.logps import PASSES
 from dil_cli.models.reference_cache import ReferenceCache
 from dil_cli.models.save import save_checkpoint
 from dil_cli.tracking.console import ConsoleSink, SilentConsole, make_console, tell
@@ -167,6 +170,11 @@ class Run:
         self.prepared, self.compute, self.console = prepared, prepared.compute, console
         self.world = prepared.compute.world
         self.pairs = prepared.train.pairs
+        self.parameters = {
+            "parameters": self.model.num_parameters(),
+            "trained": sum(p.numel() for p in self.model.parameters() if p.requires_grad),
+        }
+        """Counted while the model is whole."""
         self.plan = StepPlan(len(self.pairs), config.optim.batch_size, config.optim.epochs, config.seed)
         self.template = effective_template(self.tokenizer, config.data)
         held_out = prepared.heldout.pairs
@@ -184,6 +192,13 @@ class Run:
         """Reference column, preflight, training, result; or from `state` on. The run is owned before it is written."""
         self.weights_sha256 = self.prepared.policy.start_fingerprint()
         self.optimisers = build_optimisers(self.model, self.config.optim)
+        if self.config.distributed.kind is Sharding.zero3:
+            self.optimisers = [
+                part(
+                    self.model, self.optimisers[0], self.config.distributed, self.world, self.compute.device,
+                    self.compute.bf16, PASSES,
+                )
+            ]  # fmt: skip
         batch, at_start = self._reference() if state is None else (self._go_on(state), None)
         try:
             if state is None:
@@ -443,8 +458,7 @@ class Run:
             "rows": self.prepared.path,
             "model": {
                 "source": self.config.model.path,
-                "parameters": self.model.num_parameters(),
-                "trained": sum(p.numel() for p in self.model.parameters() if p.requires_grad),
+                **self.parameters,
                 "weights_sha256": self.weights_sha256,
             },
             "tokenizer_sha256": tokenizer_fingerprint(self.tokenizer),

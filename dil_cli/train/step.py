@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 
 from dil_cli.data.packing import packed_tokens
+from dil_cli.distributed.tensors import total_norm
 from dil_cli.distributed.tensors import whole as whole_tensor
 from dil_cli.dynamics.measure import Compute, Share, forward_pairs, score_pairs, share_of
 from dil_cli.errors import RunFailed
 from dil_cli.losses import PreferenceLoss
 from dil_cli.train.clock import Part, StepClock
-from dil_cli.train.optimiser import clip_gradient
+from dil_cli.train.optimiser import clear_gradient, clip_gradient
 from dil_cli.types import PairLogps, TokenisedPair
 
 if TYPE_CHECKING:
@@ -196,11 +197,11 @@ def apply_gradient(
         for optimiser in optimisers:
             optimiser.step()
         _refuse_lost_weights(model)
-        model.zero_grad(set_to_none=True)
+        clear_gradient(optimisers)
         return norm
     rows = []
     for i, pair in enumerate(batch.pairs):
-        model.zero_grad(set_to_none=True)
+        clear_gradient(optimisers)
         rescore(batch.part([i]))
         if not math.isfinite(clip_gradient(model, None)):
             rows.append(pair.row)
@@ -212,8 +213,7 @@ def apply_gradient(
 
 def _refuse_lost_weights(model: PreTrainedModel) -> None:
     """A norm over all weights costs one pass over them; which one it was is asked only afterwards."""
-    weights = (p.detach() for p in model.parameters() if p.requires_grad)
-    if whole_tensor(torch.nn.utils.get_total_norm(weights)).isfinite():
+    if total_norm(p for p in model.parameters() if p.requires_grad).isfinite():
         return
     names = [name for name, parameter in model.named_parameters() if not whole_tensor(parameter).isfinite().all()]
     raise WeightsLost(

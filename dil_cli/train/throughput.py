@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
+from dil_cli.distributed.zero3 import shape_of
 from dil_cli.models.devices import gpu_here
 from dil_cli.models.flops import backward_passes, forward_flops, matrix_weights
 from dil_cli.train.clock import Part, StepClock
@@ -74,8 +75,8 @@ class Meter:
         self._shape, self._device = model.config, compute.device
         self._matrices = matrix_weights(model)
         parameters = list(model.parameters())
-        trained = sum(p.numel() for p in parameters if p.requires_grad)
-        self._passes = 1 + backward_passes(trained, sum(p.numel() for p in parameters))
+        trained = sum(shape_of(p).numel() for p in parameters if p.requires_grad)
+        self._passes = 1 + backward_passes(trained, sum(shape_of(p).numel() for p in parameters))
         gpu = gpu_here() if compute.device.type == "cuda" and _countable(model) else None
         self.peak = None if gpu is None else gpu.peak(compute.bf16)
         """FLOP/s of the device in the compute type, None where no data sheet says it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -16,7 +17,14 @@ from transformers import AutoModelForCausalLM
 
 from tests.reliability.traces import MEASURED, OFTEN, run_in, traces
 
-KINDS = ["ddp", "fsdp2"]
+ZERO3 = pytest.param(
+    "zero3",
+    marks=[
+        pytest.mark.distributed,
+        pytest.mark.skipif(find_spec("deepspeed") is None, reason="pip install 'dil[deepspeed]'"),
+    ],
+)
+KINDS = ["ddp", "fsdp2", ZERO3]
 
 LONGER = "optim.epochs=2"
 """18 steps, so that a signal comes before the last of them on a machine that is busy."""
@@ -100,6 +108,21 @@ def test_several_processes_give_what_one_gives(kind, number, more, ranks, words,
     assert type(model).__name__ == "LlamaForCausalLM"
 
 
+@pytest.mark.parametrize("kind", [ZERO3])
+def test_in_bfloat16_it_differs_by_rounding(kind, ranks, words, tmp_path: Path):
+    words = [*words, "precision=bf16", "optim.lr=1e-5"]
+    alone = ranks(1, *words, "output=alone")
+    assert alone.wait() == [0], alone.text
+    several = ranks(2, *words, "output=several", f"distributed={kind}")
+    assert several.wait() == [0, 0], several.text
+    rows, expected = (rows_of(run_in(tmp_path / output)) for output in ("several", "alone"))
+    for row, other in zip(rows, expected, strict=True):
+        for key in {"loss", "grad_norm", "probe/loss"} & row.keys():
+            assert row[key] == pytest.approx(other[key], rel=2e-2), (key, row["step"])
+    weights = load_file(last_checkpoint(run_in(tmp_path / "several")) / "model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+
+
 @pytest.mark.distributed
 @pytest.mark.parametrize("kind", KINDS)
 def test_killed_and_stopped_it_goes_on_to_the_same_end(kind, ranks, words, tmp_path: Path):
@@ -160,9 +183,8 @@ def test_an_error_is_said_once_and_keeps_its_exit_code(ranks, words, tmp_path: P
 @pytest.mark.distributed
 def test_what_does_not_go_in_parts_is_refused(ranks, words):
     for more, what in [
-        (["distributed=fsdp2", "optim=muon"], "muon needs whole matrices, each process has its part of them"),
+        (["distributed=fsdp2", "optim=muon"], "muon needs whole weights, each process has its part of them"),
         (["distributed=fsdp2", "distributed.offload=true"], "there is no GPU whose memory could be saved"),
-        (["distributed.kind=zero3"], "dil plans for DeepSpeed's ZeRO-3, it does not train through it"),
     ]:
         refused = ranks(2, *words, *more)
         assert refused.wait() == [2, 2], refused.text

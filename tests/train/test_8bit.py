@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from dil_cli.artifacts.states import States
 from dil_cli.config.schema import OptimConfig, Optimiser
+from dil_cli.distributed.world import ALONE
 from dil_cli.dynamics.measure import Compute, Layout
 from dil_cli.losses import DPO
 from dil_cli.models.packed_attention import TILES, register
@@ -112,7 +113,7 @@ def test_a_run_goes_on_to_the_last_bit(tmp_path: Path, dtype: torch.dtype):
     steps(whole, optimisers, 3)
     nothing = PairLogps(*(torch.zeros(1) for _ in range(4)))
     states = States(tmp_path)
-    save_state(states, 3, {}, whole, optimisers, batch(), nothing)
+    save_state(states, 3, {}, whole, optimisers, batch(), nothing, ALONE)
     steps(whole, optimisers, 3)
 
     later = model(dtype)
