@@ -50,7 +50,9 @@ def write(pages: Sequence[Page]) -> int:
         try:
             fill(page.path, page.blocks())
             page.draw(IMAGES)
-            shrink(IMAGES / f"{page.name}.png")
+            for picture in (IMAGES / f"{page.name}.png", IMAGES / f"{page.name}_rates.png"):
+                if picture.is_file():
+                    shrink(picture)
         except NotRun as reason:
             missing = 1
             print(f"{page.path.name} stays as it is: {reason}", file=sys.stderr)

@@ -17,9 +17,13 @@ from dil_cli.report.panels import steps_panel
 from dil_cli.report.record import Record
 from results.curves import costs, series, slopes
 from results.grid import Arm
+from results.rates import Rate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+FLOOR = -0.7
+"""Nats per token below which the figure of the rates is cut."""
 
 Found = Mapping[str, Sequence[Record]]
 
@@ -39,6 +43,34 @@ def draw(name: str, arms: Mapping[Arm, Sequence[Record]], folder: Path) -> None:
         Panel("Push on rejected : pull on chosen", partial(_slopes, found=found, looks=looks), ""),
     ]
     Figure(name, "", "", tuple(panels), looks).save(folder, ("png",))
+
+
+def draw_rates(name: str, arms: Mapping[Arm, Sequence[Rate]], folder: Path) -> None:
+    """NAME.png: where each learning rate ends, on the validation questions."""
+    looks = series_lines([(arm.loss, arm.label) for arm in arms])
+    found = {arm.label: rates for arm, rates in arms.items()}
+    panels = [
+        Panel(title, partial(_rates, found=found, looks=looks, key=key), "")
+        for title, key in (
+            ("Chosen, against the margin: one point a rate", "delta/margin"),
+            ("Chosen, against accuracy: one point a rate", "accuracy"),
+        )
+    ]
+    Figure(name, "", "", tuple(panels), looks).save(folder, ("png",))
+
+
+def _rates(axes: Axes, found: Mapping[str, Sequence[Rate]], looks: Mapping[str, Line], key: str) -> None:
+    scale = 100 if key == "accuracy" else 1
+    for label, rates in found.items():
+        x, y = ([rate.end(what) for rate in rates] for what in (key, "delta/chosen"))
+        _line(axes, scale * np.array(x), np.array(y), looks[label])
+        for i, rate in enumerate(rates):
+            axes.annotate(f"x{rate.factor:g}", (scale * x[i], y[i]), (4, 3), textcoords="offset points", fontsize=7)
+    axes.axhline(0, color=style.MUTED, linewidth=0.8)
+    # A loss that falls apart at a high rate would press the others together.
+    axes.set_ylim(bottom=max(axes.get_ylim()[0], FLOOR))
+    axes.set_xlabel("validation accuracy, %" if scale == 100 else "margin gained, nats per token", fontsize=9)
+    axes.set_ylabel("change of chosen, nats per token", fontsize=9)
 
 
 def _against_margin(axes: Axes, found: Found, looks: Mapping[str, Line]) -> None:

@@ -46,6 +46,8 @@ def page(name: str, question: str, compared: Sequence[Arm], rate: str | None = N
 
     def draw(folder: Path) -> None:
         draw_dynamics.draw(name, {chain.arm: chain.records() for chain in chains}, folder)
+        if rate is None:
+            draw_dynamics.draw_rates(f"{name}_rates", {chain.arm: chain.rates() for chain in chains}, folder)
 
     return Page(name, question, chains, blocks, draw)
 
