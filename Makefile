@@ -81,8 +81,8 @@ stability: $(INSTALLED)  ## lengths 128 to 2,048 x DIL losses x guards on and of
 
 PAGES ?=
 
-results: $(INSTALLED)  ## the pages of docs/results from nothing: make results [PAGES="noise epochs"] (hours; goes on)
-	$(BIN)/python -m results $(PAGES)
+results: $(INSTALLED)  ## the pages of docs/results from nothing: make results [PAGES="noise epochs"] [DATA=DIR] (hours; goes on)
+	DATA='$(DATA)' $(BIN)/python -m results $(PAGES)
 
 audit: $(INSTALLED)  ## known vulnerabilities of the pinned packages; without a network it says "not checked"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[audit]'

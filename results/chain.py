@@ -25,13 +25,15 @@ COMPOSING = threading.Lock()
 class Chain:
     """What is run for one arm, in order.
 
-    `words` are those of the page, the data set's for one. `rate` is a rate that is given and not chosen.
+    `words` are those of the page, the data set's for one, `test` those of the grids alone, which say where the test
+    pairs are. `rate` is a rate that is given and not chosen.
     """
 
     arm: Arm
     experiments: tuple[str, ...]
     words: tuple[str, ...] = ()
     rate: str | None = None
+    test: tuple[str, ...] = ()
 
     def rates(self) -> list[rates.Rate]:
         """What validation measured, nothing where the rate is given; NotRun when it is not done."""
@@ -43,7 +45,7 @@ class Chain:
 
     def at(self, rate: str) -> list[Grid]:
         """Its grids at a rate."""
-        return [Grid(name, (*self.words, *self.arm.words, rate)) for name in self.experiments]
+        return [Grid(name, (*self.words, *self.test, *self.arm.words, rate)) for name in self.experiments]
 
     def records(self) -> list[Record]:
         """What all its runs but the validation's measured; NotRun when one is missing."""

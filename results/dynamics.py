@@ -17,7 +17,15 @@ EXPERIMENT = "results/dynamics"
 BASELINE = arms.DPO
 
 
-def page(name: str, question: str, compared: Sequence[Arm], rate: str | None = None, directions: bool = False) -> Page:
+def page(
+    name: str,
+    question: str,
+    compared: Sequence[Arm],
+    rate: str | None = None,
+    directions: bool = False,
+    words: tuple[str, ...] = (),
+    test: tuple[str, ...] = (),
+) -> Page:
     """A page on the course of training.
 
     Args:
@@ -26,8 +34,10 @@ def page(name: str, question: str, compared: Sequence[Arm], rate: str | None = N
         compared: the arms.
         rate: one for all of them, instead of each one's own.
         directions: it also says where the losses push the weights.
+        words: of all its runs.
+        test: of its runs but those that choose the rates.
     """
-    chains = tuple(Chain(arm, (EXPERIMENT,), rate=rate) for arm in compared)
+    chains = tuple(Chain(arm, (EXPERIMENT,), words, rate, test) for arm in compared)
 
     def blocks() -> Mapping[str, str]:
         found = {chain.arm.label: chain.records() for chain in chains}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from results import arms, dynamics, mode_seeking, reasoning
 from results.chain import Chain
 from results.compared import page
@@ -69,3 +71,15 @@ PAGES: tuple[Page, ...] = (
         mode_seeking.draw,
     ),
 )
+
+
+def chat_page(folder: Path) -> Page:
+    """Figure 2 on long chat answers: AlpacaEval's, which do not ship; `folder` holds their files."""
+    name = "alpaca_eval_prefs"
+    return dynamics.page(
+        "dynamics_chat",
+        "And on long chat answers?",
+        (*arms.DIL, arms.DPO, arms.SIMPO),
+        words=("data=local", f"data.path={folder}", f"data.train_split={name}_train"),
+        test=(f"data.heldout_split={name}_test", "data.heldout_fraction=null"),
+    )

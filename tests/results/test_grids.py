@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from results import arms, rates
 from results.chain import Chain
 from results.grid import Grid, NotRun
 from results.page import IMAGES
-from results.pages import PAGES
+from results.pages import PAGES, chat_page
 from results.plan import plan
 from results.rates import Rate
 
@@ -95,7 +96,7 @@ def test_pages_have_names_and_experiments_of_their_own():
 def test_every_page_is_listed_and_says_of_itself_whether_it_was_run():
     folder = Path(__file__).parents[2] / "docs" / "results"
     listed = (folder / "README.md").read_text(encoding="utf-8")
-    for page in PAGES:
+    for page in (*PAGES, chat_page(Path("DIR"))):
         row = next(line for line in listed.splitlines() if f"`{page.name}`" in line and page.question in line)
         text = page.path.read_text(encoding="utf-8")
         assert ("not run yet" in row) == ("Not run yet." in text), page.name
@@ -106,3 +107,14 @@ def test_every_page_is_listed_and_says_of_itself_whether_it_was_run():
 def test_a_chain_without_runs_says_which_are_missing():
     with pytest.raises(NotRun, match="3 of 3 runs are missing: dil sweep experiment=results/rates loss=ukl"):
         Chain(arms.UKL, ("results/dynamics",)).records()
+
+
+def test_chat_answers_are_tested_on_their_own_split_and_rates_on_training_questions(tmp_path):
+    for split, number in (("train", 10), ("test", 3)):
+        rows = [{"prompt": f"{split} {i}", "chosen": "a", "rejected": "b"} for i in range(number)]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / f"alpaca_eval_prefs_{split}.jsonl").write_text(text, encoding="utf-8")
+    chain = chat_page(tmp_path).chains[0]
+    (grid,) = chain.at("optim.lr_factor=1")
+    pairs = [load_pairs(g.jobs()[0].config.data, 0, True) for g in (rates.grid(chain.arm, chain.words), grid)]
+    assert [(p.counts.train, p.counts.heldout) for p in pairs] == [(8, 2), (10, 3)]
