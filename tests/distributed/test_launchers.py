@@ -61,7 +61,7 @@ def test_a_job_whose_time_is_over_is_queued_again_and_goes_on(small_run, tmp_pat
     _when(lambda: "step 4/" in log.read_text())
     for process in _tasks(sweep.pid):
         os.kill(process, signal.SIGUSR2)
-    told, _ = sweep.communicate(timeout=120)
+    told, _ = sweep.communicate(timeout=300)
     assert sweep.returncode == 0, told
     text = log.read_text()
     assert text.count("is saved, the same command goes on") == 1
@@ -72,7 +72,7 @@ def test_a_job_whose_time_is_over_is_queued_again_and_goes_on(small_run, tmp_pat
 
 def _when(there: Callable[[], T | None]) -> T:
     """What `there` gives once it gives something."""
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
         if found := there():
             return found
