@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 FLOOR = -0.7
 """Nats per token below which the figure of the rates is cut."""
 
+NAMED = {"lsif": (5, 3), "dpo": (-4, -12), "simpo": (6, -3)}
+"""Arms whose rates are written, and where: those of bce and ukl lie on lsif's."""
+
 Found = Mapping[str, Sequence[Record]]
 
 
@@ -64,8 +67,11 @@ def _rates(axes: Axes, found: Mapping[str, Sequence[Rate]], looks: Mapping[str, 
     for label, rates in found.items():
         x, y = ([rate.end(what) for rate in rates] for what in (key, "delta/chosen"))
         _line(axes, scale * np.array(x), np.array(y), looks[label])
-        for i, rate in enumerate(rates):
-            axes.annotate(f"x{rate.factor:g}", (scale * x[i], y[i]), (4, 3), textcoords="offset points", fontsize=7)
+        if label in NAMED:
+            for i, rate in enumerate(rates):
+                axes.annotate(
+                    f"x{rate.factor:g}", (scale * x[i], y[i]), NAMED[label], textcoords="offset points", fontsize=7
+                )
     axes.axhline(0, color=style.MUTED, linewidth=0.8)
     # A loss that falls apart at a high rate would press the others together.
     axes.set_ylim(bottom=max(axes.get_ylim()[0], FLOOR))
