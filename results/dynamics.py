@@ -23,6 +23,7 @@ def page(
     compared: Sequence[Arm],
     rate: str | None = None,
     directions: bool = False,
+    baselines: tuple[str, ...] = (),
     words: tuple[str, ...] = (),
     test: tuple[str, ...] = (),
 ) -> Page:
@@ -34,6 +35,7 @@ def page(
         compared: the arms.
         rate: one for all of them, instead of each one's own.
         directions: it also says where the losses push the weights.
+        baselines: what the end of training is compared with, seed by seed, as `dil report --baseline` takes it.
         words: of all its runs.
         test: of its runs but those that choose the rates.
     """
@@ -50,6 +52,9 @@ def page(
         }
         if rate is None:
             made |= {"rates": tables.rate_table(chains), "validation": tables.validation_cells(chains)}
+        if baselines:
+            records = [record for of_arm in found.values() for record in of_arm]
+            made["differences"] = "\n\n".join(tables.differences(records, baseline) for baseline in baselines)
         if directions:
             made["directions"] = direction_table(chains[0].records()[0])
         return made

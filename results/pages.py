@@ -21,6 +21,7 @@ PAGES: tuple[Page, ...] = (
         "And when all losses share one learning rate?",
         (*arms.DIL, arms.DPO, arms.SIMPO),
         rate="optim.lr_factor=1",
+        baselines=("loss=dpo", "loss=simpo"),
     ),
     reasoning.PAGE,
     page(
