@@ -61,6 +61,10 @@ class Stopped(KeyboardInterrupt):
         return self.told
 
 
+class Told(SystemExit):
+    """The end of one of several processes, of which the user was told by one of them."""
+
+
 def speaks() -> bool:
     """Whether this process tells the user what all of a launcher's processes find wrong alike: the first of them."""
     return os.environ.get("RANK", "0") == "0"

@@ -50,7 +50,7 @@ class PeftConfig:
         assert self.lr_factor is not None
         require(self.r > 0, "peft.r", self.r, "be above 0", 16)
         require(self.alpha > 0, "peft.alpha", self.alpha, "be above 0", 32)
-        require(0 <= self.dropout < 1, "peft.dropout", self.dropout, "lie in 0 to 1", 0.05)
+        require(0 <= self.dropout < 1, "peft.dropout", self.dropout, "be at least 0 and below 1", 0.05)
         require_positive("peft.lr_factor", self.lr_factor, 10)
         named = self.targets is None or (bool(self.targets) and all(self.targets))
         require(named, "peft.targets", self.targets, "name layers, or be null for all", "[q_proj,v_proj]")

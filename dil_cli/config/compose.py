@@ -29,7 +29,7 @@ from dil_cli.config.help import ROOTS
 from dil_cli.config.identity import plain
 from dil_cli.config.known_code import leaves, only_known_code
 from dil_cli.config.paths import conf_dir, config_dirs
-from dil_cli.errors import DilError, speaks
+from dil_cli.errors import DilError, RunFailed, Told, speaks
 from dil_cli.losses import PreferenceLoss, check_loss, registry
 from dil_cli.losses.check import place_of
 from dil_cli.secrets import hidden, name_of_secret
@@ -38,6 +38,8 @@ STOPS = {"--cfg", "-c", "--info", "-i", "--hydra-help", "--version", "--shell-co
 """Options that answer and start nothing."""
 PACKAGES = {"eval": "evaluate"}
 """Packages that are not named as their command, which Python has a word for."""
+ENDED = {DilError.exit_code, RunFailed.exit_code}
+"""Exit codes of a job that is over, unlike those of one that was stopped."""
 OWN_FOLDER = "."
 """`hydra.run.dir` as the root configs set it: the run names its own folder."""
 
@@ -140,6 +142,10 @@ def run_command(command: str, argv: list[str]) -> int:
             if speaks():
                 print(hidden(str(error)), file=sys.stderr)
             codes.append(error.exit_code)
+        except Told as told:  # a launcher waits for what the job gives back
+            if told.code not in ENDED:
+                raise
+            codes.append(told.code)
         return codes[-1]
 
     absent = _absent(overrides)

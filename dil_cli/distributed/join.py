@@ -20,12 +20,12 @@ from dil_cli.config.distributing import SHARDED, DistributedConfig, Sharding
 from dil_cli.config.schema import Device
 from dil_cli.distributed.world import ALONE, World
 from dil_cli.distributed.zero3 import check_installed
-from dil_cli.errors import DilError
+from dil_cli.errors import DilError, Told
 from dil_cli.secrets import hidden
 
 PATIENCE = timedelta(hours=6)
 """How long processes wait for one that reads pairs, or itself waits for another run to compute the reference."""
-LAUNCHER_ENDS_S = 5.0
+LAUNCHER_ENDS_S = 15.0
 """A launcher ends the processes of a run within this time after one of them was lost."""
 
 
@@ -127,14 +127,14 @@ def _told_once(store: Store) -> Iterator[None]:
         code = getattr(error, "exit_code", 130 if isinstance(error, KeyboardInterrupt) else 1)
         if _is_loss_of_another(error):
             if (told := _told(store)) is not None:
-                raise SystemExit(told) from error
+                raise Told(told) from error
             # The launcher says which process it was and ends this one; only where there is none is it said here.
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, signal.SIG_DFL)
             time.sleep(LAUNCHER_ENDS_S)
         if _is_first(store, code):
             _tell(error)
-        raise SystemExit(code) from error
+        raise Told(code) from error
 
 
 def _is_loss_of_another(error: BaseException) -> bool:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from dil_cli.config import custom
 from dil_cli.distributed.requeue import OF_SUBMITIT, queue_again
-from dil_cli.errors import RunFailed
+from dil_cli.errors import DilError, RunFailed
 from dil_cli.main import exit_code
 
 if TYPE_CHECKING:
@@ -30,8 +30,12 @@ if TYPE_CHECKING:
 
 Work = Callable[["TrainConfig", "Path | None"], int]
 
-GRACE_S = 10.0
-"""Between the end of the first process that failed and SIGTERM to those that are left; as long again to SIGKILL."""
+AFTER_A_KILL_S, AFTER_WRONG_INPUT_S, AFTER_A_FAILURE_S = 5.0, 15.0, 300.0
+"""From the end of the first process that failed to SIGKILL for those that are left.
+
+The others of a killed one wait in vain for it, those of one that found wrong input may. When a run fails, all processes
+know, and the main one may be writing its weights.
+"""
 FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, OF_SUBMITIT)
 
 
@@ -98,23 +102,28 @@ def _end_with_parent() -> None:
 
 
 def _watch(started: Sequence[BaseProcess]) -> int | None:
-    """Wait for all to end; which failed first, None if none did. The others of a failed one have `GRACE_S` to end."""
+    """Wait for all to end; which failed first, None if none did. The others then have a time to end."""
     left: dict[Any, int] = {process.sentinel: rank for rank, process in enumerate(started)}
     first: int | None = None
-    deadlines = [(float("inf"), BaseProcess.terminate)]
+    deadline: float | None = None
     while left:
-        ended = wait(list(left), timeout=None if first is None else max(0.0, deadlines[0][0] - time.monotonic()))
+        ended = wait(list(left), timeout=None if deadline is None else max(0.0, deadline - time.monotonic()))
         for rank in sorted(left.pop(sentinel) for sentinel in ended if sentinel in left):
             started[rank].join()
-            if started[rank].exitcode and first is None:
-                first, now = rank, time.monotonic()
-                deadlines = [(now + GRACE_S, BaseProcess.terminate), (now + 2 * GRACE_S, BaseProcess.kill)]
-        if time.monotonic() >= deadlines[0][0]:
-            _, end = deadlines.pop(0)
+            code = started[rank].exitcode
+            if code and first is None:
+                first, deadline = rank, time.monotonic() + _grace(code)
+        if deadline is not None and time.monotonic() >= deadline:
+            deadline = None
             for rank in left.values():
-                end(started[rank])
-            deadlines = deadlines or [(float("inf"), end)]
+                started[rank].kill()
     return first
+
+
+def _grace(code: int) -> float:
+    if code < 0:
+        return AFTER_A_KILL_S
+    return AFTER_WRONG_INPUT_S if code == DilError.exit_code else AFTER_A_FAILURE_S
 
 
 @contextmanager

@@ -37,14 +37,21 @@ def export(request: Request) -> str:
         raise DilError(f"{request.to} is there already, and nothing is overwritten", "--to", "--to ANOTHER-FOLDER")
     if os.environ.get("HF_HUB_OFFLINE") is None and Path(base_path(str(folder))).is_dir():
         hub.work_offline()
+    from safetensors import SafetensorError
+
     try:
         with replacing(request.to) as temporary:
             if request.merge:
                 _merged(folder, temporary, request)
             else:
                 _as_it_is(folder, temporary, request.dtype)
+            _check_weights(temporary, folder)
     except OSError as error:
         raise DilError(f"it cannot be written: {error.strerror or error}", f"--to {request.to}", "--to DIR") from error
+    except SafetensorError as error:
+        raise DilError(
+            f"its weights cannot be read: {error}", str(folder), "train it again, or copy it again"
+        ) from error
     kind = "model, adapter merged" if request.merge else "adapter" if adapter else "model"
     return f"{kind}: {request.to}"
 
@@ -117,6 +124,21 @@ def _as_it_is(folder: Path, to: Path, dtype: str | None) -> None:
         values = json.loads(config.read_text(encoding="utf-8"))
         values["dtype"] = str(kind).removeprefix("torch.")
         config.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _check_weights(written: Path, source: Path) -> None:
+    """What was written can be read, and is finite.
+
+    Raises:
+        DilError: naming the weight that is not.
+    """
+    from safetensors import safe_open
+
+    for file in sorted(written.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as stored:
+            for name in stored.keys():  # noqa: SIM118
+                if not stored.get_tensor(name).isfinite().all():
+                    raise DilError(f"the weight {name} is not finite", str(source), "export an earlier checkpoint")
 
 
 def _torch_type(dtype: str) -> torch.dtype:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 RUN = ("loss=ukl", "probe.pairs=999", "optim.lr=3e-3")
@@ -99,3 +99,23 @@ def test_four_bits_without_their_library_are_refused_before_training(dil_here, s
     assert (code, len(err.splitlines()[-3:])) == (2, 3)
     assert err.splitlines()[-3].startswith("error: weights in four bits need")
     assert not list((tmp_path / "outputs").glob("*/manifest.json"))
+
+
+def test_weights_that_are_cut_or_not_finite_are_not_exported(train, dil_here, tmp_path: Path):
+    folder = checkpoint_of(train("peft=lora"))
+    file = folder / "adapter_model.safetensors"
+    weights = load_file(file)
+    name = next(iter(weights))
+    save_file(weights | {name: torch.full_like(weights[name], float("nan"))}, file)
+    for merge in ([], ["--merge"]):
+        code, _, err = dil_here("export", str(folder), *merge, "--to", "out")
+        assert code == 2
+        assert err.startswith("error: the weight ")
+        assert " is not finite\n" in err
+    file.write_bytes(file.read_bytes()[:1000])
+    for more in ([], ["--dtype", "bf16"]):
+        code, _, err = dil_here("export", str(folder), *more, "--to", "out")
+        assert code == 2
+        assert err.startswith("error: its weights cannot be read: ")
+        assert len(err.splitlines()) == 3
+    assert not (tmp_path / "out").exists()

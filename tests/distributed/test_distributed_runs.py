@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from subprocess import PIPE, Popen
 
 import pyarrow.parquet as pq
 import pytest
@@ -202,3 +205,23 @@ def test_dil_starts_its_own_processes(dil, words, tmp_path: Path):
     silent = dil(*words, "distributed=ddp")
     assert silent.returncode == 2
     assert silent.stderr.splitlines()[-1] == "fix:   distributed.processes=2"
+
+
+@pytest.mark.distributed
+def test_a_killed_process_of_its_own_start_is_told_in_three_lines(words, tmp_path: Path):
+    run = Popen(
+        [sys.executable, "-m", "dil_cli", *words, LONGER, "distributed=ddp", "distributed.processes=2"],
+        cwd=tmp_path, stdout=PIPE, stderr=PIPE, text=True,
+    )  # fmt: skip
+    assert run.stdout is not None
+    assert any("step 3/18" in line for line in run.stdout)
+    children = (Path(f"/proc/{run.pid}/task/{run.pid}/children")).read_text().split()
+    ranks = [pid for pid in children if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
+    os.kill(int(ranks[1]), signal.SIGKILL)
+    _, told = run.communicate(timeout=120)
+    assert run.returncode == 1
+    assert told.splitlines() == [
+        "error: process 2 of 2 was killed (SIGKILL)",
+        f"where: pid {ranks[1]}",
+        "fix:   was it the system, for want of memory? the same command goes on from the last state",
+    ]
