@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from dil_cli.errors import Told
 from dil_cli.report.intervals import t_interval
 from tests.conftest import overrides, write_pairs
 
@@ -165,6 +166,22 @@ def test_wrong_ways_to_start_in_three_lines(words, code, said, dil_here, small_r
     assert said in err
     assert len(err.strip().splitlines()) <= 3
     assert not list(tmp_path.glob("outputs/*/manifest.json"))
+
+
+def test_a_job_that_one_of_its_processes_told_of_gives_its_exit_code_back(dil_here, small_run, monkeypatch):
+    """A launcher that gets nothing back takes the job's worker for lost, and starts it again."""
+    started: list[int] = []
+
+    def run(config: object, chosen: object) -> int:
+        started.append(1)
+        raise Told(2)
+
+    monkeypatch.setattr("dil_cli.train.run.run", run)
+    code, _, err = dil_here("sweep", *small_run, "seed=0,1")
+    assert code == 1
+    assert len(started) == 2
+    assert "it ended with exit code 2" in err
+    assert "launcher stopped" not in err
 
 
 @pytest.mark.slow
