@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,12 @@ class Rate:
     def end(self, key: str) -> float:
         """A number of the last measurement."""
         return float(self.record.end[f"probe/{key}"])
+
+    @property
+    def standard_error(self) -> float:
+        """Of the accuracy, by its pairs."""
+        accuracy = self.end("accuracy")
+        return math.sqrt(accuracy * (1 - accuracy) / len(self.record.pairs.won))
 
     @property
     def word(self) -> str:

@@ -52,9 +52,10 @@ def rate_table(chains: Sequence[Chain]) -> str:
         found = {rate.factor: rate for rate in chain.rates()}
         chosen = rates.best(list(found.values()))
         lines.append([chain.arm.label, *(_rate(found.get(factor), chosen) for factor in factors)])
+    error = max(rate.standard_error for chain in chains for rate in chain.rates())
     note = (
         "Validation: accuracy, change of the chosen responses, margin gained, nats per token. Bold: the rate that was "
-        "taken. One seed; the standard error of an accuracy is 2.6 points."
+        f"taken. One seed; the standard error of an accuracy is at most {100 * error:.1f} points."
     )
     return rows(["", *(f"lr x {factor:g}" for factor in factors)], lines) + f"\n\n{note}"
 

@@ -51,10 +51,12 @@ def test_a_slurm_job_of_two_nodes_is_one_run(slurm: Path, dil, small_run, tmp_pa
     assert "rank3/pairs_per_s" in (run / "metrics.jsonl").read_text().splitlines()[-2]
 
 
-def test_a_job_whose_time_is_over_is_queued_again_and_goes_on(small_run, tmp_path: Path):
+@pytest.mark.parametrize("started", [["hydra.launcher.tasks_per_node=2"], ["distributed.processes=2"]])
+def test_a_job_whose_time_is_over_is_queued_again_and_goes_on(started, small_run, tmp_path: Path):
+    """Its tasks are the run's processes, or its only task has started them."""
     sweep = subprocess.Popen(
         [sys.executable, "-m", "dil_cli", "sweep", *small_run, "optim.epochs=5", "distributed=ddp",
-         "hydra/launcher=submitit_local", "hydra.launcher.tasks_per_node=2", "hydra.launcher.timeout_min=5"],
+         "hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5", *started],
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     log = _when(lambda: next(tmp_path.rglob("*_0_log.out"), None))

@@ -22,8 +22,14 @@ from results.plan import plan
 from results.rates import Rate
 
 
-def rate(factor: float, accuracy: float) -> Rate:
-    return Rate(factor, SimpleNamespace(end={"probe/accuracy": accuracy}))
+def rate(factor: float, accuracy: float, pairs: int = 1) -> Rate:
+    record = SimpleNamespace(end={"probe/accuracy": accuracy}, pairs=SimpleNamespace(won=[0.0] * pairs))
+    return Rate(factor, record)
+
+
+def test_an_accuracy_of_more_pairs_is_surer():
+    assert rate(1.0, 0.5, pairs=100).standard_error == pytest.approx(0.05)
+    assert rate(1.0, 0.9, pairs=400).standard_error == pytest.approx(0.015)
 
 
 @pytest.mark.parametrize(

@@ -34,3 +34,24 @@ def test_what_another_process_heard_stops_this_one():
         with pytest.raises(Stopped) as stopped:
             signals.obey("saved")
     assert stopped.value.exit_code == 75
+
+
+@pytest.mark.parametrize(("sent", "times"), [(signal.SIGUSR2, 1), (signal.SIGTERM, 0)])
+def test_the_launcher_hears_its_own_signal_once_the_run_has_stopped(sent, times):
+    heard: list[str] = []
+
+    def run() -> None:
+        with StopSignals() as signals:
+            signals.deferring = True
+            os.kill(os.getpid(), sent)
+            assert not heard, "it would end the run before the state is saved"
+            signals.agree(lambda number: number)
+            signals.obey("saved")
+
+    before = signal.signal(signal.SIGUSR2, lambda number, frame: heard.append("launcher"))
+    try:
+        with pytest.raises(Stopped):
+            run()
+        assert heard == ["launcher"] * times
+    finally:
+        signal.signal(signal.SIGUSR2, before)
