@@ -49,7 +49,7 @@ def write(pages: Sequence[Page]) -> int:
     IMAGES.mkdir(parents=True, exist_ok=True)
     for page in pages:
         try:
-            fill(page.path, page.blocks())
+            fill(page.path, {"figure": page.figure, **page.blocks()})
             page.draw(IMAGES)
             for picture in (IMAGES / f"{page.name}.png", IMAGES / f"{page.name}_rates.png"):
                 if picture.is_file():

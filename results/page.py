@@ -26,3 +26,8 @@ class Page:
     def path(self) -> Path:
         """The page itself."""
         return FOLDER / f"{self.name}.md"
+
+    @property
+    def figure(self) -> str:
+        """The Markdown that shows it, a block of every page: there is none before the page was run."""
+        return f"![{self.question}](images/{self.name}.png)"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
-from results.blocks import fill
+from results.blocks import BLOCK, fill
+from results.page import IMAGES
+from results.pages import PAGES, chat_page
 
 PAGE = """# A page
 
@@ -57,3 +60,12 @@ def test_two_blocks_of_one_key_are_an_error(page):
     page.write_text(PAGE.replace("made: cost", "made: table"))
     with pytest.raises(ValueError, match="more than one block: table"):
         fill(page, {"table": "x"})
+
+
+@pytest.mark.parametrize("page", [*PAGES, chat_page(Path("data"))], ids=lambda page: page.name)
+def test_every_page_has_its_figure_and_shows_none_that_is_not_there(page):
+    text = page.path.read_text()
+    (figure,) = (match[2].strip() for match in BLOCK.finditer(text) if match[1] == "figure")
+    assert figure in {page.figure, "Not run yet."}
+    for name in re.findall(r"\]\(images/(.+?)\)", text):
+        assert (IMAGES / name).is_file()
