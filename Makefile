@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types tests slow losses-epoch losses-trl eight-bit deepspeed bench bench-quick stability results audit faults distributed tiny wheel clean
+.PHONY: help install demo test lint types tests slow losses-epoch losses-trl eight-bit deepspeed bench bench-quick stability small results audit faults distributed tiny wheel clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -84,9 +84,12 @@ PAGES ?=
 results: $(INSTALLED)  ## the pages of docs/results from nothing: make results [PAGES="noise epochs"] [DATA=DIR] (hours; goes on)
 	DATA='$(DATA)' $(BIN)/python -m results $(PAGES)
 
+small: $(INSTALLED)  ## the small model of docs/results, 6 M parameters: make small DATA=DIR (an hour; goes on)
+	DATA='$(DATA)' $(BIN)/python -m recipes.make_small
+
 audit: $(INSTALLED)  ## known vulnerabilities of the pinned packages; without a network it says "not checked"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[audit]'
-	$(BIN)/python recipes/audit.py
+	$(BIN)/python -m recipes.audit
 
 faults: $(INSTALLED)  ## runs killed at 50 moments, disks full, states damaged, inputs bad; a sweep killed 20 times (15 minutes)
 	DIL_KILLS=50 OMP_NUM_THREADS=1 $(BIN)/pytest tests/reliability -m 'not epoch' -n auto --maxprocesses 8 --timeout 3600
@@ -96,7 +99,7 @@ distributed: $(INSTALLED)  ## runs of several processes: the same numbers, kille
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/distributed -m 'distributed or not distributed' --timeout 600
 
 tiny: $(INSTALLED)  ## make the bundled tiny model from nothing (half an hour)
-	$(BIN)/python recipes/make_tiny.py
+	$(BIN)/python -m recipes.make_tiny
 
 wheel: $(INSTALLED)  ## build the wheel and the sdist into dist/
 	$(BIN)/python -m build

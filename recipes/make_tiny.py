@@ -1,7 +1,7 @@
 """Make the bundled tiny model from nothing: tokenizer, random weights, `dil train`, bf16 copy, card.
 
 Run by `make tiny`; writes `dil_cli/bundled/models/tiny`. The recipe's numbers stand in
-`conf/experiment/tiny_sft.yaml`, the architecture's and the tokenizer's here.
+`conf/experiment/tiny_sft.yaml`, the model's sizes here, the rest in `from_nothing.py`.
 """
 
 from __future__ import annotations
@@ -14,23 +14,17 @@ import sys
 from pathlib import Path
 
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from dil_cli.config.compose import compose
 from dil_cli.data.load import load_pairs
-from dil_cli.data.tokenise import tokenise_pairs
-from dil_cli.dynamics.measure import Compute, score_pairs
+from recipes import from_nothing
+from recipes.from_nothing import Shape
+from recipes.heldout import heldout_losses
 
 ROOT = Path(__file__).resolve().parent.parent
 BUNDLED = ROOT / "dil_cli" / "bundled" / "models" / "tiny"
-VOCABULARY = 2048
-EOS, ROLES = "<|end|>", ["<|system|>", "<|user|>", "<|assistant|>"]
-TEMPLATE = (
-    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] }}"
-    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
-)
+SHAPE = Shape(vocabulary=2048, hidden=192, mlp=512, layers=4)
 
 CARD = """---
 license: mit
@@ -80,55 +74,18 @@ def main() -> None:
 
 
 def save_start(folder: Path) -> None:
-    """The tokenizer, trained on the problems, and a seeded random model."""
+    """Tokenizer and random model, from the problems."""
     pairs = load_pairs(compose("train", ["data=gsm8k", "loss=sft"]).data, seed=0, needs_rejected=False).train
-    texts = (f"{pair.prompt[0].content}\n{pair.chosen}" for pair in pairs)
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(r"\d"), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.train_from_iterator(
-        texts,
-        trainers.BpeTrainer(
-            vocab_size=VOCABULARY,
-            special_tokens=[EOS, *ROLES],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        ),
-    )
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token=EOS, pad_token=EOS, extra_special_tokens=ROLES, chat_template=TEMPLATE,
-        model_max_length=4096, clean_up_tokenization_spaces=False,
-    )  # fmt: skip
-    fast.save_pretrained(folder)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(fast), hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=3,
-        num_key_value_heads=3, head_dim=64, max_position_embeddings=4096, tie_word_embeddings=True,
-        bos_token_id=None, eos_token_id=fast.eos_token_id, pad_token_id=None,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
+    from_nothing.save_start(folder, (f"{pair.prompt[0].content}\n{pair.chosen}" for pair in pairs), SHAPE)
 
 
 def write_card(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, manifest: dict) -> None:
     """README.md beside the weights, with numbers measured on them as they ship."""
     rows = []
     for name, data in (("GSM8K test answers", "gsm8k"), ("held-out answers of gsm8k_pairs", "gsm8k_pairs")):
-        config = compose("train", [f"data={data}", "loss=sft"]).data
-        pairs = load_pairs(config, seed=0, needs_rejected=False).heldout
-        split = tokenise_pairs(pairs, tokenizer, config)
-        compute = Compute(torch.device("cpu"), bf16=False, token_budget=8192, pad_id=tokenizer.eos_token_id)
-        logps = score_pairs(model.float().eval(), split.pairs, compute)
-        for side in ("chosen", "rejected"):
-            tokens = int(getattr(logps, f"{side}_tokens_B").sum())
-            if tokens:
-                loss = -float(getattr(logps, f"policy_{side}_B").double().sum()) / tokens
-                kind = f"{name}, {side}" if data == "gsm8k_pairs" else name
-                rows.append(f"| {kind} | {len(split.pairs):,} | {loss:.3f} |")
+        for found in heldout_losses(model.float().eval(), tokenizer, [f"data={data}"]):
+            kind = f"{name}, {found.side}" if data == "gsm8k_pairs" else name
+            rows.append(f"| {kind} | {found.responses:,} | {found.per_token:.3f} |")
     optim, geometry = manifest["config"]["optim"], model.config
     card = CARD.format(
         parameters=model.num_parameters(), layers=geometry.num_hidden_layers, hidden=geometry.hidden_size,

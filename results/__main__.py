@@ -14,14 +14,14 @@ from results.blocks import fill
 from results.chain import run_all
 from results.grid import NotRun
 from results.page import IMAGES, Page
-from results.pages import PAGES, chat_page
+from results.pages import PAGES, data_pages
 from results.plan import plan
 
 
 def main() -> int:
     """The command."""
     data = os.environ.get("DATA")
-    by_name = {page.name: page for page in (*PAGES, *([chat_page(Path(data))] if data else []))}
+    by_name = {page.name: page for page in (*PAGES, *(data_pages(Path(data)) if data else ()))}
     parser = argparse.ArgumentParser(prog="python -m results", description=__doc__)
     parser.add_argument("pages", nargs="*", metavar="PAGE", help=f"of {', '.join(by_name)}; all without one")
     parser.add_argument("--plan", action="store_true", help="what there is to run and what it costs; runs nothing")
@@ -37,7 +37,11 @@ def main() -> int:
     if args.plan:
         return 0
     if not args.write:
+        for page in pages:
+            page.prepare()
         run_all([chain for page in pages for chain in page.chains], args.at_once)
+        for page in pages:
+            page.measure(args.at_once)
         if len(pages) == len(by_name):
             subprocess.run([sys.executable, "-m", "benchmarks.stability"], check=True)
     return write(pages)

@@ -12,15 +12,29 @@ FOLDER = Path(__file__).resolve().parent.parent / "docs" / "results"
 IMAGES = FOLDER / "images"
 
 
+def _nothing() -> None:
+    pass
+
+
+def _no_measurement(at_once: int) -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class Page:
-    """A question, the runs that answer it, and what is made of them: blocks of docs/results/NAME.md and figures."""
+    """A question, the runs that answer it, and what is made of them: blocks of docs/results/NAME.md and figures.
+
+    `prepare` makes what its runs start from; `measure` is what is measured on finished runs beside their own record, so
+    many at once. Both leave what is there already as it is.
+    """
 
     name: str
     question: str
     chains: tuple[Chain, ...]
     blocks: Callable[[], Mapping[str, str]]
     draw: Callable[[Path], None]
+    prepare: Callable[[], None] = _nothing
+    measure: Callable[[int], None] = _no_measurement
 
     @property
     def path(self) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from results import arms, dynamics, mode_seeking, reasoning
@@ -23,7 +24,18 @@ PAGES: tuple[Page, ...] = (
         rate="optim.lr_factor=1",
         baselines=("loss=dpo", "loss=simpo"),
     ),
-    reasoning.PAGE,
+    dynamics.page(
+        "whole_epoch",
+        "And after an epoch over all pairs, as in the paper?",
+        (*arms.DIL, arms.DPO, arms.SIMPO),
+        words=("data.limit=null",),
+    ),
+    reasoning.page(
+        "reasoning",
+        "Are right solutions kept likely, and likelier than wrong ones?",
+        [Chain(arm, (dynamics.EXPERIMENT,)) for arm in (*arms.DIL, arms.DPO, arms.SIMPO)],
+        start="bundled:tiny",
+    ),
     page(
         "noise",
         "How much margin and accuracy does each loss keep when labels are flipped?",
@@ -72,6 +84,20 @@ PAGES: tuple[Page, ...] = (
         mode_seeking.draw,
     ),
 )
+
+
+def data_pages(folder: Path) -> tuple[Page, ...]:
+    """Those that need data which do not ship; `folder` holds them."""
+    from results import small
+
+    question = "And in a larger model, trained on more than arithmetic?"
+    of_small = dynamics.page("small_dynamics", question, (*arms.DIL, arms.DPO, arms.SIMPO), words=small.WORDS)
+    return (
+        small.PAGE,
+        replace(of_small, prepare=small.make),
+        reasoning.page("small_reasoning", "And does it keep its reasoning?", of_small.chains, start=str(small.MODEL)),
+        chat_page(folder),
+    )
 
 
 def chat_page(folder: Path) -> Page:

@@ -1,4 +1,4 @@
-"""Is reasoning kept: right and wrong GSM8K solutions before and after alignment. No runs of its own. P probe pairs."""
+"""Is reasoning kept: right and wrong GSM8K solutions before and after alignment. P probe pairs."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ from dil_cli.artifacts.run_folder import RunFolder
 from dil_cli.dynamics.probe import read_probe
 from dil_cli.dynamics.statistics import Float64
 from dil_cli.report.figure import Figure
+from dil_cli.report.intervals import Interval, wilson
 from dil_cli.report.panels import figures
 from dil_cli.report.record import Record
 from dil_cli.report.tables import MINUS
-from results import arms, dynamics, tables
+from results import exact, tables
 from results.chain import Chain
 from results.compared import arranged
 from results.page import Page
-
-CHAINS = tuple(Chain(arm, (dynamics.EXPERIMENT,)) for arm in (*arms.DIL, arms.DPO, arms.SIMPO))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,10 +37,40 @@ class Solutions:
     ranked_whole: float
 
 
-def blocks() -> Mapping[str, str]:
-    """Every made block of the page."""
-    found = {chain.arm.label: [measured(record) for record in chain.records()] for chain in CHAINS}
-    return {"cost": tables.cost(CHAINS), "solutions": table(found), "cells": tables.cells(CHAINS)}
+def page(name: str, question: str, chains: Sequence[Chain], start: str) -> Page:
+    """A page on right and wrong solutions.
+
+    Args:
+        name: of the page and its figure.
+        question: it asks.
+        chains: whose runs, of another page.
+        start: the model that they start from, as `dil eval` takes it.
+    """
+
+    def found() -> dict[str, list[Record]]:
+        return {chain.arm.label: chain.records() for chain in chains}
+
+    def measure(at_once: int) -> None:
+        exact.measure_all(
+            [start, *(str(record.run.folder) for of_arm in found().values() for record in of_arm)], at_once
+        )
+
+    def blocks() -> Mapping[str, str]:
+        records = found()
+        return {
+            "cost": tables.cost(chains),
+            "solutions": table({label: [measured(record) for record in of_arm] for label, of_arm in records.items()}),
+            "exact": exact_table(start, records),
+            "cells": tables.cells(chains),
+        }
+
+    def draw(folder: Path) -> None:
+        experiment = arranged([record for of_arm in found().values() for record in of_arm], "loss=dpo", None)
+        (pairs,) = (figure for figure in figures(experiment) if figure.name == "pairs")
+        figure: Figure = dataclasses.replace(pairs, name=name)
+        figure.save(folder, ("png",))
+
+    return Page(name, question, tuple(chains), blocks, draw, measure=measure)
 
 
 def measured(record: Record) -> tuple[Solutions, Solutions]:
@@ -93,18 +122,26 @@ def _with_interval(values: Sequence[float], key: str) -> str:
     return tables.interval([scale * value for value in values], digits, sign=False)
 
 
-def draw(folder: Path) -> None:
-    """reasoning.png: pair by pair, what was lost and gained."""
-    experiment = arranged([record for chain in CHAINS for record in chain.records()], "loss=dpo", None)
-    (found,) = (figure for figure in figures(experiment) if figure.name == "pairs")
-    figure: Figure = dataclasses.replace(found, name="reasoning")
-    figure.save(folder, ("png",))
+def exact_table(start: str, found: Mapping[str, Sequence[Record]]) -> str:
+    """Final answers that are right, and solutions that come to a final answer at all."""
+    before = exact.measured(start)
+    share = wilson(fmean(before.right), len(before.right))
+    lines = [["before", _percent(share), f"{100 * fmean(before.answered):.1f}", ""]]
+    for label, records in found.items():
+        of_seed = [exact.measured(str(record.run.folder)) for record in records]
+        right = [100 * fmean(one.right) for one in of_seed]
+        answered = [100 * fmean(one.answered) for one in of_seed]
+        gap = [value - 100 * share.mean for value in right]
+        shares = (tables.interval(values, 1, sign=False) for values in (right, answered))
+        lines.append([label, *shares, tables.interval(gap, 1)])
+    note = (
+        f"{len(before.right)} problems of GSM8K's test split not of the training pairs; greedy, 256 tokens at most. "
+        "Brackets: before, Wilson's 95 % interval over the problems; after, a 95 % t interval over seeds."
+    )
+    return tables.rows(["", "right, %", "with a final answer, %", "right, less before"], lines) + f"\n\n{note}"
 
 
-PAGE = Page(
-    "reasoning",
-    "Are right solutions kept likely, and likelier than wrong ones?",
-    CHAINS,
-    blocks,
-    draw,
-)
+def _percent(share: Interval) -> str:
+    assert share.low is not None
+    assert share.high is not None
+    return tables.shown(Interval(100 * share.mean, 100 * share.low, 100 * share.high, share.n), 1, sign=False)

@@ -9,7 +9,7 @@ import pytest
 
 from results.blocks import BLOCK, fill
 from results.page import IMAGES
-from results.pages import PAGES, chat_page
+from results.pages import PAGES, data_pages
 
 PAGE = """# A page
 
@@ -62,7 +62,7 @@ def test_two_blocks_of_one_key_are_an_error(page):
         fill(page, {"table": "x"})
 
 
-@pytest.mark.parametrize("page", [*PAGES, chat_page(Path("data"))], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, *data_pages(Path("data"))], ids=lambda page: page.name)
 def test_every_page_has_its_figure_and_shows_none_that_is_not_there(page):
     text = page.path.read_text()
     (figure,) = (match[2].strip() for match in BLOCK.finditer(text) if match[1] == "figure")

@@ -17,7 +17,7 @@ from results import arms, rates
 from results.chain import Chain
 from results.grid import Grid, NotRun
 from results.page import IMAGES
-from results.pages import PAGES, chat_page
+from results.pages import PAGES, chat_page, data_pages
 from results.plan import plan
 from results.rates import Rate
 
@@ -102,7 +102,7 @@ def test_pages_have_names_and_experiments_of_their_own():
 def test_every_page_is_listed_and_says_of_itself_whether_it_was_run():
     folder = Path(__file__).parents[2] / "docs" / "results"
     listed = (folder / "README.md").read_text(encoding="utf-8")
-    for page in (*PAGES, chat_page(Path("DIR"))):
+    for page in (*PAGES, *data_pages(Path("DIR"))):
         row = next(line for line in listed.splitlines() if f"`{page.name}`" in line and page.question in line)
         text = page.path.read_text(encoding="utf-8")
         assert ("not run yet" in row) == ("Not run yet." in text), page.name

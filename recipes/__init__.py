@@ -1,0 +1,1 @@
+"""Recipes: how the models were made, and `make audit`."""
