@@ -44,8 +44,8 @@ def main() -> None:
     if not START.is_dir():
         with replacing(START) as temporary:
             from_nothing.save_start(temporary, train_texts(), SHAPE)
-    command = [sys.executable, "-m", "dil_cli", "train", "experiment=small_sft", *sys.argv[1:]]
-    if code := subprocess.run(command).returncode:
+    words = ["experiment=small_sft", f"model.path={START}", f"data.path={TEXTS}", f"hydra.run.dir={RUN}", *sys.argv[1:]]
+    if code := subprocess.run([sys.executable, "-m", "dil_cli", "train", *words]).returncode:
         sys.exit(code)
     result = json.loads((RUN / "result.json").read_text(encoding="utf-8"))
     with replacing(MODEL) as temporary:

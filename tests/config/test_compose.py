@@ -19,7 +19,12 @@ CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((conf_dir()
 
 
 def overrides(group: str, choice: str) -> list[str]:
-    needed = {"local": [f"{group}.path=somewhere"], "tiny_sft": ["model.path=somewhere"], "gsm8k": ["loss=sft"]}
+    needed = {
+        "local": [f"{group}.path=somewhere"],
+        "tiny_sft": ["model.path=somewhere"],
+        "small_sft": ["model.path=x", "data.path=x"],
+        "gsm8k": ["loss=sft"],
+    }
     if group == "loss" and choice == "combine":
         needed["combine"] = ["loss.terms.dpo=0.9", "loss.terms.sft=0.1"]
     if choice == "dpo_pythia28_tldr":

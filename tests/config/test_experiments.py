@@ -26,7 +26,7 @@ from dil_cli.losses import LOSSES
 EXPERIMENTS = choices([conf_dir()], "experiment")
 QUICK = [name for name in EXPERIMENTS if name.startswith("quick/")]
 PAPER = [name for name in EXPERIMENTS if name.startswith("paper_")]
-GRIDS = [name for name in EXPERIMENTS if name != "tiny_sft" and not name.startswith("results/")]
+GRIDS = [name for name in EXPERIMENTS if not name.endswith("_sft") and not name.startswith("results/")]
 LARGE = {"baselines", "length_stability"}
 FULL = [name for name in GRIDS if name not in QUICK]
 
