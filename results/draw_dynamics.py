@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 FLOOR = -0.7
 """Nats per token below which the figure of the rates is cut."""
 
+SPREAD = 10
+"""A ratio of slopes from which its axis is logarithmic: sums of log-probs reach thousands."""
+
 NAMED = {"lsif": (5, 3), "dpo": (-4, -12), "simpo": (6, -3)}
 """Arms whose rates are written, and where: those of bce and ukl lie on lsif's."""
 
@@ -102,7 +105,10 @@ def _slopes(axes: Axes, found: Found, looks: Mapping[str, Line]) -> None:
         ratio_ST = np.array([slopes(record) for record in records])
         _line(axes, np.arange(1, ratio_ST.shape[1] + 1, dtype=np.float64), np.median(ratio_ST, axis=0), looks[label])
     axes.axhline(1, color=style.MUTED, linewidth=0.8)
-    axes.set_ylim(bottom=0)
+    if axes.get_ylim()[1] > SPREAD:
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(bottom=0)
     axes.set_xlabel("optimiser step", fontsize=9)
     axes.set_ylabel("|dL/ds_l| : |dL/ds_w|", fontsize=9)
 

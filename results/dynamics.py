@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import median
+
+import numpy as np
 
 from dil_cli.dynamics.statistics import Float64
 from dil_cli.report.record import Record
@@ -15,6 +19,11 @@ from results.page import Page
 
 EXPERIMENT = "results/dynamics"
 BASELINE = arms.DPO
+LEVELS: tuple[tuple[str, float, Callable[[float], str]], ...] = (
+    ("delta/margin", 0.0, lambda level: f"margin {level:.2f}"),
+    ("accuracy", 0.5, lambda level: f"accuracy {100 * level:.0f} %"),
+)
+"""At which chosen likelihoods are compared: the metric, where it starts, and how a level of it is named."""
 
 
 def page(
@@ -69,43 +78,48 @@ def page(
 
 def equal(found: Mapping[str, Sequence[Record]]) -> str:
     """What each arm had lost of the chosen likelihood when it reached the same margin, or the same accuracy."""
-    margin = _level(found, "delta/margin", 0.01)
-    accuracy = _level(found, "accuracy", 0.01)
-    at_margin = {label: _at(records, "delta/margin", margin) for label, records in found.items()}
-    at_accuracy = {label: _at(records, "accuracy", accuracy) for label, records in found.items()}
-    lines = [
-        [
-            label,
-            tables.interval(list(at_margin[label].values())),
-            tables.gap(at_margin[label], at_margin[BASELINE.label]) if label != BASELINE.label else "",
-            tables.interval(list(at_accuracy[label].values())),
-            tables.gap(at_accuracy[label], at_accuracy[BASELINE.label]) if label != BASELINE.label else "",
-            tables.interval([_end(per_response(r, "chosen")) for r in found[label]], 1),
-            tables.interval([_end(per_response(r, "chosen") - per_response(r, "rejected")) for r in found[label]], 1),
-        ]
-        for label in found
-    ]
-    heads = [
-        "", f"chosen at margin {margin:.2f}", f"less `{BASELINE.label}`", f"chosen at accuracy {100 * accuracy:.0f} %",
-        f"less `{BASELINE.label}`", "chosen, whole response", "margin, whole response",
-    ]  # fmt: skip
-    return tables.rows(heads, lines) + (
-        "\n\nMean over seeds and 95 % t interval; differences are paired by seed, bold where the interval excludes 0. "
-        "Chosen and margin: change since step 0 in nats per token, at the first crossing of the level, on straight "
-        "lines between measurements; the levels are the highest that every run reached. The last two columns are the "
-        "end of training in nats per response."
+    heads, columns, notes = [""], [list(found)], ["Mean over seeds and 95 % t interval."]
+    for key, start, named in LEVELS:
+        level = _level(found, key)
+        if level <= start:
+            notes.append(f"Not every run came above {named(start)}: there is no level to compare them at.")
+            continue
+        at = {label: _at(records, key, level) for label, records in found.items()}
+        heads += [f"chosen at {named(level)}", f"less `{BASELINE.label}`"]
+        columns.append([tables.interval(list(of_seed.values())) for of_seed in at.values()])
+        gaps = {label: tables.gap(of_seed, at[BASELINE.label]) for label, of_seed in at.items()}
+        columns.append(["" if label == BASELINE.label else gap for label, gap in gaps.items()])
+    if len(columns) > 1:
+        notes.append(
+            "Differences are paired by seed, bold where the interval excludes 0. Chosen: change since step 0 in nats "
+            "per token, at the first crossing of the level, on straight lines between measurements; the levels are "
+            "the highest that every run reached."
+        )
+    heads += ["chosen, whole response", "margin, whole response"]
+    chosen, rejected = (
+        {label: _at_end(records, side) for label, records in found.items()} for side in ("chosen", "rejected")
     )
+    columns.append([tables.interval(list(chosen[label]), 1) for label in found])
+    columns.append([tables.interval(list(chosen[label] - rejected[label]), 1) for label in found])
+    notes.append("The last two columns are the end of training in nats per response.")
+    return tables.rows(heads, list(zip(*columns, strict=True))) + f"\n\n{' '.join(notes)}"
 
 
 def slope_table(found: Mapping[str, Sequence[Record]]) -> str:
-    """|dL/ds_l| : |dL/ds_w| in the first step, half way and in the last."""
+    """|dL/ds_l| : |dL/ds_w| in the first step, half way and in the last; of sums it differs by orders of magnitude."""
     lines = []
     for label, records in found.items():
         all_T = [slopes(record) for record in records]
         marks = [[values_T[at] for values_T in all_T] for at in (0, len(all_T[0]) // 2 - 1, -1)]
-        lines.append([label, *(tables.interval(values, 2, sign=False) for values in marks)])
+        lines.append([label, *map(_middle, marks)])
     steps = len(slopes(found[BASELINE.label][0]))
-    return tables.rows(["", "step 1", f"step {steps // 2}", f"step {steps}"], lines)
+    table = tables.rows(["", "step 1", f"step {steps // 2}", f"step {steps}"], lines)
+    return f"{table}\n\nMedian over seeds; brackets: the smallest and the largest."
+
+
+def _middle(values: Sequence[float]) -> str:
+    shown = [f"{value:.2f}" if value < 1000 else f"{value:.1e}" for value in (median(values), min(values), max(values))]
+    return "{} [{}, {}]".format(*shown)
 
 
 def direction_table(record: Record) -> str:
@@ -118,10 +132,10 @@ def direction_table(record: Record) -> str:
     return tables.rows(["", "policy = reference", f"after the run `{record.run.hash}`"], lines)
 
 
-def _level(found: Mapping[str, Sequence[Record]], key: str, step: float) -> float:
-    """The highest multiple of `step` that every run reached."""
+def _level(found: Mapping[str, Sequence[Record]], key: str) -> float:
+    """The highest hundredth that every run reached."""
     least = min(max(series(record, key)) for records in found.values() for record in records)
-    return float(least // step * step)
+    return math.floor(100 * float(least)) / 100
 
 
 def _at(records: Sequence[Record], key: str, level: float) -> dict[int, float]:
@@ -130,5 +144,6 @@ def _at(records: Sequence[Record], key: str, level: float) -> dict[int, float]:
     return {seed: value for seed, value in found.items() if value is not None}
 
 
-def _end(values_N: Float64) -> float:
-    return float(values_N[-1])
+def _at_end(records: Sequence[Record], side: str) -> Float64:
+    """Change of whole responses at the end of training, nats, (seeds,)."""
+    return np.array([per_response(record, side)[-1] for record in records])

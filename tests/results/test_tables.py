@@ -64,6 +64,22 @@ def test_arms_are_compared_at_the_highest_margin_and_accuracy_that_all_runs_reac
     assert list(series(found["dpo"][0], "accuracy")) == [0.5, 0.55, 0.625]
 
 
+def test_where_a_run_gained_nothing_there_is_no_level_to_compare_at():
+    gained, lost = (0.7, -0.2, 0.2), (0.4, -0.1, -0.1)
+    found = {"lsif": [run(s, [gained, gained]) for s in range(2)], "dpo": [run(s, [lost, lost]) for s in range(2)]}
+    text = dynamics.equal(found)
+    assert "chosen at" not in text
+    assert "above margin 0.00" in text
+    assert "above accuracy 50 %" in text
+
+
+def test_slopes_of_sums_are_told_by_their_middle_and_their_ends(monkeypatch):
+    values = {0: [1.0, 0.5], 1: [1.0, 2.0], 2: [1.0, 54321.0]}
+    monkeypatch.setattr(dynamics, "slopes", lambda record: values[record])
+    text = dynamics.slope_table({"dpo": [0, 1, 2]})
+    assert text.splitlines()[2] == "| dpo | 1.00 [1.00, 1.00] | 1.00 [1.00, 1.00] | 2.00 [0.50, 5.4e+04] |"
+
+
 class Fabricated:
     """A chain whose runs are there."""
 
