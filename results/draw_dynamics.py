@@ -13,7 +13,7 @@ from dil_cli.dynamics import style
 from dil_cli.dynamics.statistics import Float64
 from dil_cli.dynamics.style import Line, series_lines
 from dil_cli.report.figure import Figure, Panel
-from dil_cli.report.panels import steps_panel
+from dil_cli.report.panels import scale_by_decades, steps_panel
 from dil_cli.report.record import Record
 from results.curves import costs, series, slopes
 from results.grid import Arm
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
 FLOOR = -0.7
 """Nats per token below which the figure of the rates is cut."""
-
-SPREAD = 10
-"""A ratio of slopes from which its axis is logarithmic: sums of log-probs reach thousands."""
 
 NAMED = {"lsif": (5, 3), "dpo": (-4, -12), "simpo": (6, -3)}
 """Arms whose rates are written, and where: those of bce and ukl lie on lsif's."""
@@ -101,13 +98,12 @@ def _cost(axes: Axes, found: Found, looks: Mapping[str, Line]) -> None:
 
 
 def _slopes(axes: Axes, found: Found, looks: Mapping[str, Line]) -> None:
-    for label, records in found.items():
-        ratio_ST = np.array([slopes(record) for record in records])
-        _line(axes, np.arange(1, ratio_ST.shape[1] + 1, dtype=np.float64), np.median(ratio_ST, axis=0), looks[label])
+    middles = {label: np.median([slopes(record) for record in records], axis=0) for label, records in found.items()}
+    for label, ratio_T in middles.items():
+        _line(axes, np.arange(1, len(ratio_T) + 1, dtype=np.float64), ratio_T, looks[label])
     axes.axhline(1, color=style.MUTED, linewidth=0.8)
-    if axes.get_ylim()[1] > SPREAD:
-        axes.set_yscale("log")
-    else:
+    scale_by_decades(axes, np.concatenate(list(middles.values())))
+    if axes.get_yscale() == "linear":
         axes.set_ylim(bottom=0)
     axes.set_xlabel("optimiser step", fontsize=9)
     axes.set_ylabel("|dL/ds_l| : |dL/ds_w|", fontsize=9)

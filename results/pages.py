@@ -56,12 +56,14 @@ PAGES: tuple[Page, ...] = (
         "Are the rejected responses alone enough to stand for the reference, or is it better to take both?",
         [Chain(arm, (dynamics.EXPERIMENT,)) for arm in (*arms.DIL, *arms.DIL_BOTH)],
         baseline="loss.reference_samples=rejected",
+        same_rate="optim.lr_factor=1",
     ),
     page(
         "which_h",
         "Which convex function h keeps most of the chosen likelihood per margin gained?",
         [Chain(arm, (dynamics.EXPERIMENT,)) for arm in (*arms.DIL, *arms.WIDER)],
         baseline="loss=lsif",
+        same_rate="optim.lr_factor=1",
     ),
     page(
         "which_h_dialogue",

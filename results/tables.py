@@ -70,7 +70,7 @@ def _rate(rate: rates.Rate | None, chosen: rates.Rate) -> str:
 
 def cells(chains: Sequence[Chain]) -> str:
     """A row a setting: the command of its first cell, and the hashes of all its runs, in the order of the cells."""
-    lines = []
+    lines: list[list[str]] = []
     for chain in chains:
         for grid in chain.grids():
             by_setting: dict[tuple[str, ...], list[str]] = {}
@@ -81,7 +81,9 @@ def cells(chains: Sequence[Chain]) -> str:
                 by_setting.setdefault(setting, []).append(job.hash)
             for setting, hashes in by_setting.items():
                 name = " ".join([chain.arm.label, *setting])
-                lines.append([name, f"`{grid.cell(first[setting])}`", " ".join(f"`{h}`" for h in hashes)])
+                line = [name, f"`{grid.cell(first[setting])}`", " ".join(f"`{h}`" for h in hashes)]
+                if line not in lines:  # an arm whose own rate is the one of all stands in two chains
+                    lines.append(line)
     return rows(["", "one cell; the others by `seed=`", "runs, by seed"], lines, text=3)
 
 

@@ -194,13 +194,13 @@ def _draw_numerics(axes: Axes, curves: Mapping[str, Curve], looks: Mapping[str, 
         _plot(axes, curve.x_N, values_N, looks[label], width=1.3, size=3, every=max(1, len(values_N) // 10))
     positive = [curve.mean_N[curve.mean_N > 0] for curve in curves.values()]
     if scale == "log" and any(map(len, positive)):
-        _scale_by_decades(axes, np.concatenate(positive))
+        scale_by_decades(axes, np.concatenate(positive))
     axes.set_xlabel("optimiser step", fontsize=9)
     axes.set_ylabel(name, fontsize=9)
     axes.locator_params(axis="x", integer=True, nbins=6)
 
 
-def _scale_by_decades(axes: Axes, values_N: Float64) -> None:
+def scale_by_decades(axes: Axes, values_N: Float64) -> None:
     """A log scale where the values span a decade; its labels are plain numbers, since the SVG has no mathtext."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
