@@ -105,10 +105,7 @@ def _facts(record: Record) -> str:
 
 
 def _losses(axes: Axes, record: Record) -> None:
-    manifest = _manifest()
-    seen = (
-        manifest["config"]["optim"]["epochs"] * manifest["tokens"]["train"] / 1e6 / (record.run.result or {})["steps"]
-    )
+    seen = _million_tokens() / (record.run.result or {})["steps"]
     rows = [row for row in read_rows(RunFolder(RUN).metrics) if "loss" in row]
     steps_T, loss_T = (np.array([row[key] for row in rows], dtype=np.float64) for key in ("step", "loss"))
     smooth_T: Float64 = np.convolve(loss_T, np.full(SMOOTHED, 1 / SMOOTHED), "valid")
