@@ -84,7 +84,7 @@ PAGES ?=
 results: $(INSTALLED)  ## the pages of docs/results from nothing: make results [PAGES="noise epochs"] [DATA=DIR] (hours; goes on)
 	DATA='$(DATA)' $(BIN)/python -m results $(PAGES)
 
-small: $(INSTALLED)  ## the small model of docs/results, 6 M parameters: make small DATA=DIR (an hour; goes on)
+small: $(INSTALLED)  ## the small model of docs/results, 6 M parameters: make small DATA=DIR (hours; goes on)
 	DATA='$(DATA)' $(BIN)/python -m recipes.make_small
 
 audit: $(INSTALLED)  ## known vulnerabilities of the pinned packages; without a network it says "not checked"
