@@ -18,7 +18,9 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from dil_cli.config.compose import compose
 from dil_cli.data.load import load_pairs
+from dil_cli.errors import DilError
 from dil_cli.files import replacing
+from dil_cli.main import exit_code
 from dil_cli.types import PreferencePair
 from recipes import from_nothing
 from recipes.from_nothing import Shape
@@ -31,12 +33,19 @@ CHAT = "alpaca_eval_prefs"
 SHAPE = Shape(vocabulary=4096, hidden=256, mlp=704, layers=6)
 
 
-def main() -> None:
-    """Texts and random weights where they are not there yet, then the training, then the model by itself."""
+def main() -> int:
+    """Texts and random weights where they are not there yet, then the training, then the model by itself.
+
+    Returns:
+        The exit code of the training.
+
+    Raises:
+        DilError: where the texts are not.
+    """
     data = os.environ.get("DATA")
     if not data:
-        sys.exit(
-            f"error: the texts are not shipped\nwhere: DATA\nfix:   make small DATA=FOLDER, with {CHAT}_train.jsonl.gz"
+        raise DilError(
+            "the chat answers are not shipped", "DATA", f"make small DATA=DIR, with DIR/{CHAT}_train.jsonl.gz"
         )
     os.chdir(ROOT)
     for split in ("train", "test"):
@@ -46,11 +55,12 @@ def main() -> None:
             from_nothing.save_start(temporary, train_texts(), SHAPE)
     words = ["experiment=small_sft", f"model.path={START}", f"data.path={TEXTS}", f"hydra.run.dir={RUN}", *sys.argv[1:]]
     if code := subprocess.run([sys.executable, "-m", "dil_cli", "train", *words]).returncode:
-        sys.exit(code)
+        return code
     result = json.loads((RUN / "result.json").read_text(encoding="utf-8"))
     with replacing(MODEL) as temporary:
         LlamaForCausalLM.from_pretrained(RUN / result["checkpoint"]).save_pretrained(temporary)
         PreTrainedTokenizerFast.from_pretrained(START).save_pretrained(temporary)
+    return 0
 
 
 def write_texts(data: Path, split: str) -> None:
@@ -79,4 +89,4 @@ def train_texts() -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

@@ -30,7 +30,8 @@ def main() -> int:
     args = parser.parse_args()
     unknown = [name for name in args.pages if name not in by_name]
     if unknown:
-        parser.error(f"no page {', '.join(unknown)}; there are {', '.join(by_name)}")
+        more = "" if data else f"; with DATA=DIR also {', '.join(page.name for page in data_pages(Path('DIR')))}"
+        parser.error(f"no page {', '.join(unknown)}; there are {', '.join(by_name)}{more}")
     pages = [by_name[name] for name in args.pages or by_name]
     hub.work_offline()
     print(plan(pages))

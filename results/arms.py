@@ -15,6 +15,8 @@ def _with(label: str, arm: Arm, *words: str) -> Arm:
 
 LSIF, BCE, UKL, DPO, SIMPO = map(_default, ("lsif", "bce", "ukl", "dpo", "simpo"))
 DIL = (LSIF, BCE, UKL)
+FIGURE_2 = (*DIL, DPO, SIMPO)
+"""Those of the paper's figure 2."""
 DIL_SUM = tuple(_with("sum", arm, "loss.reduction=sum") for arm in DIL)
 DIL_BOTH = tuple(_with("both", arm, "loss.reference_samples=both") for arm in DIL)
 DPO_MEAN = _with("mean, beta 1", DPO, "loss.reduction=mean", "loss.beta=1")

@@ -14,26 +14,26 @@ PAGES: tuple[Page, ...] = (
     dynamics.page(
         "dynamics",
         "Does the chosen likelihood fall less under DIL than under DPO and SimPO?",
-        (*arms.DIL, arms.DPO, arms.SIMPO),
+        arms.FIGURE_2,
         directions=True,
     ),
     dynamics.page(
         "one_rate",
         "And when all losses share one learning rate?",
-        (*arms.DIL, arms.DPO, arms.SIMPO),
+        arms.FIGURE_2,
         rate="optim.lr_factor=1",
         baselines=("loss=dpo", "loss=simpo"),
     ),
     dynamics.page(
         "whole_epoch",
         "And after an epoch over all pairs, as in the paper?",
-        (*arms.DIL, arms.DPO, arms.SIMPO),
+        arms.FIGURE_2,
         words=("data.limit=null",),
     ),
     reasoning.page(
         "reasoning",
         "Are right solutions kept likely, and likelier than wrong ones?",
-        [Chain(arm, (dynamics.EXPERIMENT,)) for arm in (*arms.DIL, arms.DPO, arms.SIMPO)],
+        [Chain(arm, (dynamics.EXPERIMENT,)) for arm in arms.FIGURE_2],
         start="bundled:tiny",
     ),
     page(
@@ -90,16 +90,22 @@ PAGES: tuple[Page, ...] = (
 
 def data_pages(folder: Path) -> tuple[Page, ...]:
     """Those that need data which do not ship; `folder` holds them."""
+    from recipes.make_small import MODEL
     from results import small
 
-    question = "And in a larger model, trained on more than arithmetic?"
-    of_small = dynamics.page("small_dynamics", question, (*arms.DIL, arms.DPO, arms.SIMPO), words=small.WORDS)
-    return (
-        small.PAGE,
-        replace(of_small, prepare=small.make),
-        reasoning.page("small_reasoning", "And does it keep its reasoning?", of_small.chains, start=str(small.MODEL)),
-        chat_page(folder),
+    figure_2 = dynamics.page(
+        "small_dynamics",
+        "And in a larger model, trained on more than arithmetic?",
+        arms.FIGURE_2,
+        words=small.WORDS,
     )
+    kept = reasoning.page(
+        "small_reasoning",
+        "And does it keep its reasoning?",
+        figure_2.chains,
+        start=str(MODEL),
+    )
+    return (small.PAGE, *(replace(page, prepare=small.make) for page in (figure_2, kept)), chat_page(folder))
 
 
 def chat_page(folder: Path) -> Page:
@@ -108,7 +114,7 @@ def chat_page(folder: Path) -> Page:
     return dynamics.page(
         "dynamics_chat",
         "And on long chat answers?",
-        (*arms.DIL, arms.DPO, arms.SIMPO),
+        arms.FIGURE_2,
         words=("data=local", f"data.path={folder}", f"data.train_split={name}_train"),
         test=(f"data.heldout_split={name}_test", "data.heldout_fraction=null"),
     )

@@ -22,15 +22,13 @@ from dil_cli.report.figure import Figure, Panel
 from dil_cli.report.record import Record, read_record, read_rows
 from dil_cli.report.runs import read_run
 from recipes.heldout import heldout_losses
+from recipes.make_small import MODEL, RUN, TEXTS
 from results import tables
 from results.grid import NotRun
 from results.page import Page
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-RUN, MODEL, TEXTS = (Path("outputs/small") / name for name in ("sft", "model", "texts"))
-"""Where `make small` puts them (`recipes/make_small.py`)."""
 
 WORDS = ("model=local", f"model.path={MODEL}", "model.lr=3e-4")
 """Of the runs that start from it."""
@@ -49,7 +47,9 @@ LOOKS = {
 def make() -> None:
     """What `make small` does, where it was not done."""
     if not MODEL.is_dir():
-        subprocess.run([sys.executable, "-m", "recipes.make_small"], check=True)
+        code = subprocess.run([sys.executable, "-m", "recipes.make_small"]).returncode
+        if code:
+            sys.exit(code)
 
 
 def blocks() -> Mapping[str, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from dil_cli.config.compose import compose
@@ -35,6 +37,25 @@ def test_no_problem_is_one_that_a_training_pair_is_about():
     assert len(set(asked)) == exact.PROBLEMS
     assert not taught & set(asked)
     assert all(exact.final_number(pair.chosen) is not None for pair in exact.problems())
+
+
+def test_what_a_checkpoint_answers_is_measured_once_and_kept(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    two = exact.problems()[:2]
+    monkeypatch.setattr(exact, "problems", lambda: two)
+    solutions = {two[0].row: two[0].chosen, two[1].row: "I do not know."}
+    asked = []
+
+    def answer(*words):
+        asked.append(words[-1])
+        texts = {row: SimpleNamespace(text=text) for row, text in solutions.items()}
+        return SimpleNamespace(pairs=words[-1], responses=texts)
+
+    monkeypatch.setattr(exact, "answer", answer)
+    for _ in range(2):
+        exact.measure("bundled:tiny")
+    assert asked == [two]
+    assert exact.measured("bundled:tiny") == exact.Exact(right=[True, False], answered=[True, False])
 
 
 def test_a_checkpoint_that_was_not_measured_says_so(tmp_path, monkeypatch):

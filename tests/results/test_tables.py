@@ -10,7 +10,8 @@ import pytest
 
 from dil_cli.report.record import read_record
 from dil_cli.report.runs import read_run
-from results import compared, dynamics, reasoning
+from results import compared, dynamics, reasoning, tables
+from results.chain import Chain
 from results.curves import costs, reached, series
 from results.grid import Arm
 from results.rates import Rate
@@ -113,6 +114,15 @@ def test_a_page_of_arms_has_its_blocks_and_a_figure(tmp_path):
     assert "| lsif, label_noise 0.25 | dpo, label_noise 0.25 |" in blocks["differences"]
     page.draw(tmp_path)
     assert 5_000 < (tmp_path / "noise.png").stat().st_size < 300_000
+
+
+def test_arms_are_compared_once_more_at_one_rate_and_a_row_stands_once():
+    chains = [Chain(Arm(loss, (f"loss={loss}",)), ("results/dynamics",)) for loss in ("lsif", "dpo")]
+    page = compared.page("which_h", "A question?", chains, baseline="loss=lsif", same_rate="optim.lr_factor=1")
+    assert [chain.rate for chain in page.chains] == [None, None, "optim.lr_factor=1", "optim.lr_factor=1"]
+    at_one_rate = page.chains[2:]
+    assert len(tables.cells([*at_one_rate, *at_one_rate]).splitlines()) == 4
+    assert "loss=dpo optim.lr_factor=1 seed=0`" in tables.cells(at_one_rate)
 
 
 def test_solutions_are_ranked_by_the_policy_itself(tmp_path):
