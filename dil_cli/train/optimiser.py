@@ -13,6 +13,7 @@ from torch import nn
 from dil_cli.config.schema import OptimConfig, Optimiser, Schedule
 from dil_cli.distributed.tensors import clip
 from dil_cli.errors import DilError
+from dil_cli.train.muon import Muon
 
 SMALLEST_8BIT = 4096
 """Parameters of fewer numbers keep float32 moments."""
@@ -49,7 +50,7 @@ def build_optimisers(model: nn.Module, config: OptimConfig) -> list[torch.optim.
         assert config.muon_lr is not None
         assert config.muon_momentum is not None
         optimisers.append(
-            torch.optim.Muon(
+            Muon(
                 [p for name, p in trained.items() if name in hidden],
                 lr=config.muon_lr, momentum=config.muon_momentum, weight_decay=config.weight_decay,
             )
