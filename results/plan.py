@@ -21,13 +21,17 @@ class Share:
 
 
 def plan(pages: Sequence[Page]) -> str:
-    """A table: runs, how many are done, hours on 2 idle cores. Runs that pages share count in the first."""
+    """A table: runs, how many are done, hours on 2 idle cores, with what is measured beside the runs' own record.
+
+    Runs that pages share count in the first.
+    """
     seen: set[str] = set()
     lines, total = [], 0.0
     for page in pages:
         share = _share(page.chains, seen)
-        total += share.seconds
-        lines.append([f"`{page.name}`", page.question, str(share.runs), str(share.done), _hours(share.seconds)])
+        seconds = share.seconds + page.measuring()
+        total += seconds
+        lines.append([f"`{page.name}`", page.question, str(share.runs), str(share.done), _hours(seconds)])
     table = tables.rows(["page", "question", "runs", "done", "hours on 2 cores"], lines, text=2)
     return f"{table}\n\n{_hours(total)} hours in all; the choice of rates may call for a run or two more an arm."
 

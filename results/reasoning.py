@@ -17,7 +17,7 @@ from dil_cli.report.intervals import Interval, wilson
 from dil_cli.report.panels import figures
 from dil_cli.report.record import Record
 from dil_cli.report.tables import MINUS
-from results import exact, tables
+from results import exact, rates, tables
 from results.chain import Chain
 from results.compared import arranged
 from results.page import Page
@@ -55,6 +55,10 @@ def page(name: str, question: str, chains: Sequence[Chain], start: str) -> Page:
             [start, *(str(record.run.folder) for of_arm in found().values() for record in of_arm)], at_once
         )
 
+    def measuring() -> float:
+        runs = sum(len(grid.cells()) for chain in chains for grid in chain.at(f"{rates.KEY}=1"))
+        return (1 + runs) * exact.PROBLEMS * exact.SOLUTION
+
     def blocks() -> Mapping[str, str]:
         records = found()
         return {
@@ -70,7 +74,7 @@ def page(name: str, question: str, chains: Sequence[Chain], start: str) -> Page:
         figure: Figure = dataclasses.replace(pairs, name=name)
         figure.save(folder, ("png",))
 
-    return Page(name, question, tuple(chains), blocks, draw, measure=measure)
+    return Page(name, question, tuple(chains), blocks, draw, measure=measure, measuring=measuring)
 
 
 def measured(record: Record) -> tuple[Solutions, Solutions]:

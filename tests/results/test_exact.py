@@ -56,6 +56,9 @@ def test_what_a_checkpoint_answers_is_measured_once_and_kept(tmp_path, monkeypat
         exact.measure("bundled:tiny")
     assert asked == [two]
     assert exact.measured("bundled:tiny") == exact.Exact(right=[True, False], answered=[True, False])
+    monkeypatch.setattr(exact, "problems", lambda: two[:1])
+    with pytest.raises(NotRun):
+        exact.measured("bundled:tiny")
 
 
 def test_a_checkpoint_that_was_not_measured_says_so(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from dil_cli.config.compose import compose
 from dil_cli.config.identity import run_hash
 from dil_cli.config.paths import conf_dir
 from dil_cli.data.load import load_pairs
-from results import arms, rates
+from results import arms, exact, rates
 from results.chain import Chain
 from results.grid import Grid, NotRun
 from results.page import IMAGES
@@ -90,6 +90,14 @@ def test_the_plan_counts_a_run_once():
     lines = plan([first, noise]).splitlines()
     assert lines[2].split("|")[3:5] == [" 8 ", " 0 "]  # 3 rates and 5 seeds
     assert lines[3].split("|")[3:5] == [" 15 ", " 0 "]  # 3 levels of noise, none is there already
+
+
+def test_the_plan_counts_what_is_measured_beside_the_runs():
+    (reasoning,) = (page for page in PAGES if page.name == "reasoning")
+    assert reasoning.measuring() == 26 * exact.PROBLEMS * exact.SOLUTION  # the start, and 5 losses with 5 seeds
+    without = replace(reasoning, measuring=lambda: 0.0)
+    hours = [float(plan([page]).splitlines()[2].split("|")[5]) for page in (reasoning, without)]
+    assert hours[0] - hours[1] == pytest.approx(0.5, abs=0.11)
 
 
 def test_pages_have_names_and_experiments_of_their_own():
