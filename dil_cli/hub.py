@@ -24,6 +24,11 @@ def work_offline() -> None:
             sys.modules[module].HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
 
 
+def may_be_id(name: str) -> bool:
+    """Whether a name that is no folder here can be a hub id, `name` or `org/name`, or can only mean a folder."""
+    return not name.startswith(("/", ".", "~")) and name.count("/") <= 1
+
+
 def address() -> str:
     """Where the hub is, HF_ENDPOINT's word included."""
     return os.environ.get("HF_ENDPOINT") or "https://huggingface.co"

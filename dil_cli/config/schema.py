@@ -355,8 +355,8 @@ class TrainConfig:
     model: ModelConfig
     data: DataConfig
     loss: Any
+    peft: PeftConfig = field(default_factory=PeftConfig)  # before optim, whose rate is made with it
     optim: OptimConfig
-    peft: PeftConfig = field(default_factory=PeftConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracker: TrackerConfig

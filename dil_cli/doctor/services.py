@@ -24,7 +24,7 @@ def hub_access(config: TrainConfig, told_offline: bool, reachable: Callable[[], 
         told_offline: whether HF_HUB_OFFLINE was set before dil itself set it.
         reachable: waits for the answer, a few seconds at most.
     """
-    wanted = [] if is_local(config.model.path) or config.model.path.startswith(("/", ".", "~")) else [config.model.path]
+    wanted = [] if is_local(config.model.path) or not hub.may_be_id(config.model.path) else [config.model.path]
     wanted += [config.data.path] if config.data.source is DataSource.hub else []
     host = urlsplit(hub.address()).hostname or hub.address()
     facts = {"host": host, "offline_by_variable": told_offline, "wanted": wanted}

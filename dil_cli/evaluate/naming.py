@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from dil_cli import hub
 from dil_cli.config.data_name import data_name
 from dil_cli.config.identity import from_plain
 from dil_cli.config.judging import LocalJudge, OpenAIJudge, Opponent, WinrateConfig
@@ -51,7 +52,7 @@ def target_name(target: Target) -> str:
 
 def short(text: str) -> str:
     """A model, folder or value as a part of a file name: a hub id `org--name`; of a folder its last part and a hash."""
-    folder = text.startswith(("/", ".", "~")) or text.count("/") > 1
+    folder = not hub.may_be_id(text)
     name = text.rstrip("/").rpartition("/")[2] if folder else text.replace("/", "--").replace(":", "-")
     clean = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:80]
     whole = str(Path(text).expanduser().resolve()) if folder else text

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dil_cli import hub
 from dil_cli.artifacts.run_folder import RunFolder
 from dil_cli.config.identity import from_plain
 from dil_cli.config.schema import DataConfig, EvalConfig, ModelConfig
@@ -58,7 +59,7 @@ def find_targets(config: EvalConfig, checkpoint: str, key: str = "checkpoint") -
     """
     folder, where = Path(checkpoint).expanduser(), f"{key}={checkpoint}"
     if checkpoint.startswith("bundled:") or not folder.exists():
-        if checkpoint.startswith(("/", ".", "~")) or checkpoint.count("/") > 1:
+        if not hub.may_be_id(checkpoint) or folder.is_relative_to(config.output):
             raise DilError(f"there is no {checkpoint}", where, f"{key}=outputs/RUN, or a hub id")
         return [Target(checkpoint, checkpoint, _own_place(config, checkpoint), None)]
     if not folder.is_dir():

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dil_cli import hub
 from dil_cli.config.adapting import AdapterKind, PeftConfig
 from dil_cli.config.schema import ModelConfig
 from dil_cli.errors import DilError
@@ -53,8 +54,7 @@ def base_path(path: str) -> str:
     where = f"base_model_name_or_path in {path}/{CONFIG}"
     if not base:
         raise DilError("the adapter does not say which model it belongs to", where, "write the base's folder there")
-    local = base.startswith(("/", ".", "~")) or base.count("/") > 1
-    if local and not (Path(base).expanduser() / "config.json").is_file():
+    if not hub.may_be_id(base) and not (Path(base).expanduser() / "config.json").is_file():
         raise DilError(f"the adapter's base {base} is not there", where, "bring it back, or write its folder there")
     return base
 

@@ -84,7 +84,7 @@ def resolve_source(config: ModelConfig) -> str:
         return str(folder)
     if folder.is_file():
         raise DilError(f"{path} is a file, a model is a folder", f"model.path={path}", f"model.path={folder.parent}")
-    if path.startswith(("/", ".", "~")) or path.count("/") > 1:
+    if not hub.may_be_id(path):
         raise DilError(
             f"there is no model folder {path}",
             f"model.path={path}",

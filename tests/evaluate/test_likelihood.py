@@ -214,6 +214,8 @@ def test_an_adapter_is_as_likely_as_the_model_it_was_merged_into(
     ("words", "said"),
     [
         (["checkpoint=/nowhere"], "there is no /nowhere"),
+        (["checkpoint=outputs/nothing"], "there is no outputs/nothing"),
+        (["checkpoint=outputs/nothing", "output=elsewhere"], "outputs/nothing belongs to no run"),
         (["checkpoint=bundled:tiny", "against=/nope"], "where: against=/nope\nfix:   against=outputs/RUN"),
         (["checkpoint=bundled:tiny", "against=empty"], "where: against=empty\nfix:   against=outputs/RUN"),
         (["checkpoint=pairs.jsonl"], "pairs.jsonl is a file"),

@@ -52,6 +52,7 @@ VALUES = {
 LONG = "x" * 3000
 
 WORDS = {
+    "adapter rate of 0": (["peft=lora", "peft.lr_factor=0"], "peft.lr_factor is 0.0"),
     "muon by half": (["optim.kind=muon"], "optim.kind=muon needs optim.muon_lr"),
     "negative muon rate": (["optim=muon", "optim.muon_lr=-1"], "optim.muon_lr is -1.0"),
     "muon momentum of 2": (["optim=muon", "optim.muon_momentum=2"], "optim.muon_momentum is 2.0"),
