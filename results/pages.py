@@ -30,6 +30,14 @@ PAGES: tuple[Page, ...] = (
         arms.FIGURE_2,
         words=("data.limit=null",),
     ),
+    dynamics.page(
+        "whole_epoch_one_rate",
+        "And after an epoch over all pairs, at one learning rate for all?",
+        arms.FIGURE_2,
+        rate="optim.lr_factor=1",
+        baselines=("loss=dpo", "loss=simpo"),
+        words=("data.limit=null",),
+    ),
     reasoning.page(
         "reasoning",
         "Are right solutions kept likely, and likelier than wrong ones?",
