@@ -28,6 +28,9 @@ FLOOR = -0.7
 NAMED = {"lsif": (5, 3), "dpo": (-4, -12), "simpo": (6, -3)}
 """Arms whose rates are written, and where: those of bce and ukl lie on lsif's."""
 
+CLOSE = -0.03
+"""Nats per token above which the rates lie too close to be named."""
+
 Found = Mapping[str, Sequence[Record]]
 
 
@@ -68,10 +71,12 @@ def _rates(axes: Axes, found: Mapping[str, Sequence[Rate]], looks: Mapping[str, 
         x, y = ([rate.end(what) for rate in rates] for what in (key, "delta/chosen"))
         _line(axes, scale * np.array(x), np.array(y), looks[label])
         if label in NAMED:
-            for i, rate in enumerate(rates):
-                axes.annotate(
-                    f"x{rate.factor:g}", (scale * x[i], y[i]), NAMED[label], textcoords="offset points", fontsize=7
-                )
+            for rate, *at in zip(rates, scale * np.array(x), y, strict=True):
+                if FLOOR < at[1] < CLOSE:
+                    axes.annotate(
+                        f"x{rate.factor:g}", at, NAMED[label], textcoords="offset points", fontsize=7,
+                        color=looks[label].colour,
+                    )  # fmt: skip
     axes.axhline(0, color=style.MUTED, linewidth=0.8)
     # A loss that falls apart at a high rate would press the others together.
     axes.set_ylim(bottom=max(axes.get_ylim()[0], FLOOR))
