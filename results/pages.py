@@ -38,6 +38,13 @@ PAGES: tuple[Page, ...] = (
         baselines=("loss=dpo", "loss=simpo"),
         words=("data.limit=null",),
     ),
+    dynamics.page(
+        "dynamics_dialogue",
+        "And on dialogues, which the model does not know?",
+        arms.FIGURE_2,
+        baselines=("loss=dpo", "loss=simpo"),
+        words=("data=hh_sample",),
+    ),
     reasoning.page(
         "reasoning",
         "Are right solutions kept likely, and likelier than wrong ones?",
