@@ -1,4 +1,4 @@
-"""What a run had when it reached a margin or an accuracy, and the slopes of the loss on the way. N points."""
+"""What a run had when it reached a margin or an accuracy, and the slopes of the loss on the way. N points, P pairs."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dil_cli.artifacts.run_folder import RunFolder
+from dil_cli.dynamics.probe import read_probe
 from dil_cli.dynamics.statistics import MIN_MARGIN_GAIN, Float64
 from dil_cli.report.record import Record, read_rows
 
@@ -24,6 +26,16 @@ def per_response(record: Record, side: str) -> Float64:
     sums_N = np.array([row[f"probe/logps_sum/{side}"] for row in record.probe], dtype=np.float64)
     change: Float64 = sums_N - sums_N[0]
     return change
+
+
+def chosen_by_length(record: Record) -> tuple[NDArray[np.int64], Float64]:
+    """Tokens of each held-out chosen response, ascending, and its change of log-prob per token, (P,) each."""
+    rows = read_probe(RunFolder(record.run.folder).probe)
+    step, tokens, sums = (rows.column(name).to_numpy() for name in ("step", "chosen_tokens", "chosen_logp_sum"))
+    first, last = step == step.min(), step == step.max()
+    order = np.argsort(tokens[first], kind="stable")
+    tokens_P, change_P = tokens[first], (sums[last] - sums[first]) / tokens[first]
+    return tokens_P[order], change_P[order]
 
 
 def reached(x_N: Sequence[float] | Float64, y_N: Sequence[float] | Float64, level: float) -> float | None:

@@ -71,10 +71,10 @@ def _rates(axes: Axes, found: Mapping[str, Sequence[Rate]], looks: Mapping[str, 
         x, y = ([rate.end(what) for rate in rates] for what in (key, "delta/chosen"))
         _line(axes, scale * np.array(x), np.array(y), looks[label])
         if label in NAMED:
-            for rate, *at in zip(rates, scale * np.array(x), y, strict=True):
-                if FLOOR < at[1] < CLOSE:
+            for rate, at_x, at_y in zip(rates, scale * np.array(x), y, strict=True):
+                if FLOOR < at_y < CLOSE:
                     axes.annotate(
-                        f"x{rate.factor:g}", at, NAMED[label], textcoords="offset points", fontsize=7,
+                        f"x{rate.factor:g}", (at_x, at_y), NAMED[label], textcoords="offset points", fontsize=7,
                         color=looks[label].colour,
                     )  # fmt: skip
     axes.axhline(0, color=style.MUTED, linewidth=0.8)
@@ -97,7 +97,7 @@ def _cost(axes: Axes, found: Found, looks: Mapping[str, Line]) -> None:
     for label, records in found.items():
         margin_N = _mean(records, "delta/margin")
         _line(axes, margin_N, costs(_mean(records, "delta/chosen"), margin_N), looks[label])
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
     axes.set_xlabel("margin gained, nats per token", fontsize=9)
     axes.set_ylabel("chosen lost per margin gained", fontsize=9)
 

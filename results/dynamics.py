@@ -13,11 +13,13 @@ from dil_cli.dynamics.statistics import Float64
 from dil_cli.report.record import Record
 from results import arms, draw_dynamics, tables
 from results.chain import Chain
-from results.curves import per_response, reached, series, slopes
+from results.curves import chosen_by_length, per_response, reached, series, slopes
 from results.grid import Arm
 from results.page import Page
 
 EXPERIMENT = "results/dynamics"
+LENGTHS = 4
+"""Parts of the held-out pairs, by length."""
 BASELINE = arms.DPO
 LEVELS: tuple[tuple[str, float, Callable[[float], str]], ...] = (
     ("delta/margin", 0.0, lambda level: f"margin {level:.2f}"),
@@ -56,6 +58,7 @@ def page(
             "cost": tables.cost(chains),
             "equal": equal(found),
             "final": tables.final([record for records in found.values() for record in records]),
+            "lengths": length_table(found),
             "slopes": slope_table(found),
             "cells": tables.cells(chains),
         }
@@ -103,6 +106,22 @@ def equal(found: Mapping[str, Sequence[Record]]) -> str:
     columns.append([tables.interval(list(chosen[label] - rejected[label]), 1) for label in found])
     notes.append("The last two columns are the end of training in nats per response.")
     return tables.rows(heads, list(zip(*columns, strict=True))) + f"\n\n{' '.join(notes)}"
+
+
+def length_table(found: Mapping[str, Sequence[Record]]) -> str:
+    """Change of the chosen likelihood per token at the end of training, by quarters of the responses' lengths."""
+    by_label = {label: [chosen_by_length(record) for record in records] for label, records in found.items()}
+    (tokens_P, _), *_ = by_label[next(iter(found))]
+    heads = [f"{part[0]} to {part[-1]} tokens" for part in np.array_split(tokens_P, LENGTHS)]
+    lines = []
+    for label, runs in by_label.items():
+        parts = [[part.mean() for part in np.array_split(change_P, LENGTHS)] for _, change_P in runs]
+        lines.append([label, *(tables.interval(list(of_seed)) for of_seed in zip(*parts, strict=True))])
+    return (
+        tables.rows(["", *heads], lines)
+        + "\n\nQuarters of the held-out pairs by the length of the chosen response, in "
+        "the model's tokens. Mean over pairs; brackets: 95 % t interval over seeds."
+    )
 
 
 def slope_table(found: Mapping[str, Sequence[Record]]) -> str:

@@ -8,11 +8,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from dil_cli.artifacts.run_folder import RunFolder
+from dil_cli.dynamics.probe import read_probe
 from dil_cli.report.record import read_record
 from dil_cli.report.runs import read_run
 from results import compared, dynamics, reasoning, tables
 from results.chain import Chain
-from results.curves import costs, reached, series
+from results.curves import chosen_by_length, costs, reached, series
 from results.grid import Arm
 from results.rates import Rate
 from tests.report.run_folders import write_run
@@ -72,6 +74,22 @@ def test_where_a_run_gained_nothing_there_is_no_level_to_compare_at():
     assert "chosen at" not in text
     assert "above margin 0.00" in text
     assert "above accuracy 50 %" in text
+
+
+def test_chosen_responses_are_told_apart_by_their_length(tmp_path):
+    records = {"lsif": [read_record(read_run(write_run(tmp_path, "lsif", seed))) for seed in range(3)]}
+    tokens_P, change_P = chosen_by_length(records["lsif"][0])
+    rows = read_probe(RunFolder(records["lsif"][0].run.folder).probe).to_pylist()
+    last = max(row["step"] for row in rows)
+    start, end = ({row["row"]: row for row in rows if row["step"] == step} for step in (0, last))
+    by_pair = sorted((row["chosen_tokens"], key) for key, row in start.items())
+    assert list(tokens_P) == [tokens for tokens, _ in by_pair]
+    per_token = [(end[key]["chosen_logp_sum"] - start[key]["chosen_logp_sum"]) / n for n, key in by_pair]
+    assert sorted(change_P) == pytest.approx(sorted(per_token))
+    head, _, line = dynamics.length_table(records).splitlines()[:3]
+    assert f"| {tokens_P[0]} to " in head
+    assert f" to {tokens_P[-1]} tokens |" in head
+    assert line.count("[") == 4
 
 
 def test_slopes_of_sums_are_told_by_their_middle_and_their_ends(monkeypatch):
