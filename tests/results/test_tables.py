@@ -82,10 +82,13 @@ def test_chosen_responses_are_told_apart_by_their_length(tmp_path):
     rows = read_probe(RunFolder(records["lsif"][0].run.folder).probe).to_pylist()
     last = max(row["step"] for row in rows)
     start, end = ({row["row"]: row for row in rows if row["step"] == step} for step in (0, last))
-    by_pair = sorted((row["chosen_tokens"], key) for key, row in start.items())
-    assert list(tokens_P) == [tokens for tokens, _ in by_pair]
-    per_token = [(end[key]["chosen_logp_sum"] - start[key]["chosen_logp_sum"]) / n for n, key in by_pair]
-    assert sorted(change_P) == pytest.approx(sorted(per_token))
+    pairs = sorted(
+        (row["chosen_tokens"], (end[key]["chosen_logp_sum"] - row["chosen_logp_sum"]) / row["chosen_tokens"])
+        for key, row in start.items()
+    )
+    assert list(tokens_P) == [tokens for tokens, _ in pairs]
+    found = sorted(zip(tokens_P, change_P, strict=True))
+    assert [change for _, change in found] == pytest.approx([change for _, change in pairs])
     head, _, line = dynamics.length_table(records).splitlines()[:3]
     assert f"| {tokens_P[0]} to " in head
     assert f" to {tokens_P[-1]} tokens |" in head
