@@ -11,14 +11,25 @@ from numpy.typing import NDArray
 from dil_cli.artifacts.run_folder import RunFolder
 from dil_cli.dynamics.probe import read_probe
 from dil_cli.dynamics.statistics import MIN_MARGIN_GAIN, Float64
-from dil_cli.report.record import Record, read_rows
+from dil_cli.report.record import Record, read_rows, won
 
-AT_0 = {"accuracy": 0.5, "delta/chosen": 0.0, "delta/rejected": 0.0, "delta/margin": 0.0}
+AT_0 = {"delta/chosen": 0.0, "delta/rejected": 0.0, "delta/margin": 0.0}
 
 
 def series(record: Record, key: str) -> Float64:
     """A metric of the probe set at each measurement, (N,); what it is before the first step by definition."""
     return np.array([_at(row, key) for row in record.probe], dtype=np.float64)
+
+
+def ranked(record: Record) -> Float64:
+    """Share of the held-out pairs whose margin per token grew, at each measurement, (N,).
+
+    From the pairs, since `probe/accuracy` is under the run's own reduction; shares of sums and of means do not compare.
+    """
+    rows = read_probe(RunFolder(record.run.folder).probe)
+    columns = {name: rows.column(name).to_numpy() for name in rows.column_names}
+    grew = won(columns, "mean")
+    return np.array([grew[columns["step"] == row["step"]].mean() for row in record.probe])
 
 
 def per_response(record: Record, side: str) -> Float64:

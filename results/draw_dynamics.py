@@ -15,12 +15,14 @@ from dil_cli.dynamics.style import Line, series_lines
 from dil_cli.report.figure import Figure, Panel
 from dil_cli.report.panels import scale_by_decades, steps_panel
 from dil_cli.report.record import Record
-from results.curves import costs, series, slopes
+from results.curves import costs, ranked, series, slopes
 from results.grid import Arm
 from results.rates import Rate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+ACCURACY = "accuracy per token"
 
 FLOOR = -0.7
 """Nats per token below which the figure of the rates is cut."""
@@ -59,19 +61,19 @@ def draw_rates(name: str, arms: Mapping[Arm, Sequence[Rate]], folder: Path) -> N
         Panel(title, partial(_rates, found=found, looks=looks, key=key), "")
         for title, key in (
             ("Chosen, against the margin: one point a rate", "delta/margin"),
-            ("Chosen, against accuracy: one point a rate", "accuracy"),
+            ("Chosen, against accuracy: one point a rate", ACCURACY),
         )
     ]
     Figure(name, "", "", tuple(panels), looks).save(folder, ("png",))
 
 
 def _rates(axes: Axes, found: Mapping[str, Sequence[Rate]], looks: Mapping[str, Line], key: str) -> None:
-    scale = 100 if key == "accuracy" else 1
     for label, rates in found.items():
-        x, y = ([rate.end(what) for rate in rates] for what in (key, "delta/chosen"))
-        _line(axes, scale * np.array(x), np.array(y), looks[label])
+        y = np.array([rate.end("delta/chosen") for rate in rates])
+        x = np.array([100 * ranked(rate.record)[-1] if key == ACCURACY else rate.end(key) for rate in rates])
+        _line(axes, x, y, looks[label])
         if label in NAMED:
-            for rate, at_x, at_y in zip(rates, scale * np.array(x), y, strict=True):
+            for rate, at_x, at_y in zip(rates, x, y, strict=True):
                 if FLOOR < at_y < CLOSE:
                     axes.annotate(
                         f"x{rate.factor:g}", (at_x, at_y), NAMED[label], textcoords="offset points", fontsize=7,
@@ -80,7 +82,9 @@ def _rates(axes: Axes, found: Mapping[str, Sequence[Rate]], looks: Mapping[str, 
     axes.axhline(0, color=style.MUTED, linewidth=0.8)
     # A loss that falls apart at a high rate would press the others together.
     axes.set_ylim(bottom=max(axes.get_ylim()[0], FLOOR))
-    axes.set_xlabel("validation accuracy, %" if scale == 100 else "margin gained, nats per token", fontsize=9)
+    axes.set_xlabel(
+        "validation accuracy per token, %" if key == ACCURACY else "margin gained, nats per token", fontsize=9
+    )
     axes.set_ylabel("change of chosen, nats per token", fontsize=9)
 
 

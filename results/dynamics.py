@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -13,7 +14,7 @@ from dil_cli.dynamics.statistics import Float64
 from dil_cli.report.record import Record
 from results import arms, draw_dynamics, tables
 from results.chain import Chain
-from results.curves import chosen_by_length, per_response, reached, series, slopes
+from results.curves import chosen_by_length, per_response, ranked, reached, series, slopes
 from results.grid import Arm
 from results.page import Page
 
@@ -21,11 +22,12 @@ EXPERIMENT = "results/dynamics"
 LENGTHS = 4
 """Parts of the held-out pairs, by length."""
 BASELINE = arms.DPO
-LEVELS: tuple[tuple[str, float, Callable[[float], str]], ...] = (
-    ("delta/margin", 0.0, lambda level: f"margin {level:.2f}"),
-    ("accuracy", 0.5, lambda level: f"accuracy {100 * level:.0f} %"),
+Course = Callable[[Record], Float64]
+LEVELS: tuple[tuple[Course, float, Callable[[float], str]], ...] = (
+    (partial(series, key="delta/margin"), 0.0, lambda level: f"margin {level:.2f}"),
+    (ranked, 0.5, lambda level: f"accuracy {100 * level:.0f} %"),
 )
-"""At which chosen likelihoods are compared: the metric, where it starts, and how a level of it is named."""
+"""At which chosen likelihoods are compared: of what, where it starts, and how a level of it is named."""
 
 
 def page(
@@ -82,12 +84,12 @@ def page(
 def equal(found: Mapping[str, Sequence[Record]]) -> str:
     """What each arm had lost of the chosen likelihood when it reached the same margin, or the same accuracy."""
     heads, columns, notes = [""], [list(found)], ["Mean over seeds and 95 % t interval."]
-    for key, start, named in LEVELS:
-        level = _level(found, key)
+    for course, start, named in LEVELS:
+        level = _level(found, course)
         if level <= start:
             notes.append(f"Not every run came above {named(start)}: there is no level to compare them at.")
             continue
-        at = {label: _at(records, key, level) for label, records in found.items()}
+        at = {label: _at(records, course, level) for label, records in found.items()}
         heads += [f"chosen at {named(level)}", f"less `{BASELINE.label}`"]
         columns.append([tables.interval(list(of_seed.values())) for of_seed in at.values()])
         gaps = {label: tables.gap(of_seed, at[BASELINE.label]) for label, of_seed in at.items()}
@@ -151,15 +153,15 @@ def direction_table(record: Record) -> str:
     return tables.rows(["", "policy = reference", f"after the run `{record.run.hash}`"], lines)
 
 
-def _level(found: Mapping[str, Sequence[Record]], key: str) -> float:
+def _level(found: Mapping[str, Sequence[Record]], course: Course) -> float:
     """The highest hundredth that every run reached."""
-    least = min(max(series(record, key)) for records in found.values() for record in records)
+    least = min(max(course(record)) for records in found.values() for record in records)
     return math.floor(100 * float(least)) / 100
 
 
-def _at(records: Sequence[Record], key: str, level: float) -> dict[int, float]:
+def _at(records: Sequence[Record], course: Course, level: float) -> dict[int, float]:
     """The change of the chosen responses where each seed's run reached the level."""
-    found = {r.run.seed: reached(series(r, key), series(r, "delta/chosen"), level) for r in records}
+    found = {r.run.seed: reached(course(r), series(r, "delta/chosen"), level) for r in records}
     return {seed: value for seed, value in found.items() if value is not None}
 
 

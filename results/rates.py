@@ -30,7 +30,7 @@ class Rate:
     def standard_error(self) -> float:
         """Of the accuracy, by its pairs."""
         accuracy = self.end("accuracy")
-        return math.sqrt(accuracy * (1 - accuracy) / len(self.record.pairs.won))
+        return math.sqrt(accuracy * (1 - accuracy) / len(self.record.pairs.row))
 
     @property
     def word(self) -> str:

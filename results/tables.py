@@ -54,8 +54,9 @@ def rate_table(chains: Sequence[Chain]) -> str:
         lines.append([chain.arm.label, *(_rate(found.get(factor), chosen) for factor in factors)])
     error = max(rate.standard_error for chain in chains for rate in chain.rates())
     note = (
-        "Validation: accuracy, change of the chosen responses, margin gained, nats per token. Bold: the rate that was "
-        f"taken. One seed; the standard error of an accuracy is at most {100 * error:.1f} points."
+        "Validation: accuracy under the run's own reduction, change of the chosen responses, margin gained, nats per "
+        "token. Bold: the rate that was taken. One seed; the standard error of an accuracy is at most "
+        f"{100 * error:.1f} points."
     )
     return rows(["", *(f"lr x {factor:g}" for factor in factors)], lines) + f"\n\n{note}"
 

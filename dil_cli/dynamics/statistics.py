@@ -125,8 +125,11 @@ def _against_reference(logps: PairLogps, reduction: str) -> dict[str, float]:
     if "rejected" in s_B:
         margin_B = s_B["chosen"] - s_B["rejected"]
         values["margin"] = float(margin_B.mean())
-        values["margin_mean"] = float((mean_B["chosen"] - mean_B["rejected"]).mean())
         values["accuracy"] = float(wins(margin_B, ROUNDING * size(logps, reduction)).mean())
+        # Whatever the reduction, so that losses of different reductions compare.
+        margin_mean_B = mean_B["chosen"] - mean_B["rejected"]
+        values["margin_mean"] = float(margin_mean_B.mean())
+        values["accuracy_mean"] = float(wins(margin_mean_B, ROUNDING * size(logps, "mean")).mean())
     return values
 
 

@@ -44,7 +44,7 @@ from dil_cli.types import PairLogps, TokenisedPair
 
 HEADLINE = (
     "logps/chosen", "logps/rejected", "prefers_chosen", "delta/chosen", "delta/rejected", "delta/margin", "accuracy",
-    "chosen_cost",
+    "accuracy_mean", "chosen_cost",
 )  # fmt: skip
 """Metrics that tables show; the others of `pair_statistics` are in the record under `more`."""
 
@@ -261,6 +261,7 @@ def per_pair(logps: PairLogps, reduction: str) -> dict[str, Float64]:
     found |= {f"delta/{side}": values / tokens[side] for side, values in total.items()}
     if "rejected" in total:
         found["delta/margin"] = found["delta/chosen"] - found["delta/rejected"]
+        found["accuracy_mean"] = wins(found["delta/margin"], ROUNDING * size(logps, "mean"))
         margin = found["delta/margin"] if reduction == "mean" else total["chosen"] - total["rejected"]
         found["accuracy"] = wins(margin, ROUNDING * size(logps, reduction))
     return found

@@ -11,14 +11,14 @@ from dil_cli.report.intervals import FLIPS
 COLUMNS = {
     "logps/chosen": "chosen", "logps/rejected": "rejected", "prefers_chosen": "prefers chosen",
     "delta/chosen": "chosen change", "delta/rejected": "rejected change", "delta/margin": "margin change",
-    "accuracy": "margin grew", "chosen_cost": "chosen_cost",
+    "accuracy_mean": "margin grew", "chosen_cost": "chosen_cost",
     "win_rate": "win rate", "tie_rate": "ties", "unparsed": "no verdict", "length_policy": "tokens",
     "length_opponent": "opponent's",
 }  # fmt: skip
-WITH_INTERVAL = ("delta/chosen", "delta/margin", "accuracy", "win_rate")
+WITH_INTERVAL = ("delta/chosen", "delta/margin", "accuracy_mean", "win_rate")
 """Columns that show theirs; the record has all."""
 
-SHARES = ("prefers_chosen", "accuracy", "win_rate", "tie_rate", "unparsed")
+SHARES = ("prefers_chosen", "accuracy_mean", "win_rate", "tie_rate", "unparsed")
 
 PARTIAL = 0.2
 """A judge this far from choosing each place half of the time is said to be partial to one."""

@@ -21,7 +21,7 @@ from dil_cli.report.record import Record
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric of the record's `probe/` rows. `better` is 1 for more, -1 for less, 0 where neither is."""
+    """A metric of the last measurement. `better` is 1 for more, -1 for less, 0 where neither is."""
 
     key: str
     label: str
@@ -35,7 +35,8 @@ METRICS = (
     Metric("delta/chosen", "chosen", "change of the chosen responses' log-prob, nats per token", 1),
     Metric("delta/rejected", "rejected", "change of the rejected responses' log-prob, nats per token", 0),
     Metric("delta/margin", "margin", "chosen minus rejected change, nats per token", 1),
-    Metric("accuracy", "accuracy", "share of pairs whose margin grew, under the run's own reduction", 1, percent=True),
+    Metric("accuracy_mean", "accuracy per token", "share of pairs whose margin per token grew", 1, percent=True),
+    Metric("accuracy_sum", "accuracy whole", "share of pairs whose margin of whole responses grew", 1, percent=True),
     Metric("chosen_cost", "chosen_cost", "chosen likelihood lost per margin gained", -1, digits=2),
     Metric("both_falling", "both falling", "share of pairs of which both responses lost likelihood", -1, percent=True),
 )
@@ -44,7 +45,8 @@ COLUMNS = {
     "delta/chosen": ("chosen",),
     "delta/rejected": ("rejected",),
     "delta/margin": ("margin",),
-    "accuracy": ("won",),
+    "accuracy_mean": ("won_mean",),
+    "accuracy_sum": ("won_sum",),
     "chosen_cost": ("chosen", "margin"),
     "both_falling": ("both_falling",),
 }
@@ -70,7 +72,7 @@ class Estimate:
 
 def seed_values(group: Group, metric: Metric) -> dict[int, float]:
     """The final number of each seed that has one."""
-    values = {record.run.seed: record.end.get(f"probe/{metric.key}") for record in group.records}
+    values = {record.run.seed: _final(record, metric) for record in group.records}
     return {seed: float(value) for seed, value in values.items() if value is not None}
 
 
@@ -120,6 +122,15 @@ def best(groups: Sequence[Group], metric: Metric) -> Group | None:
             if gap is None or gap.sign() != metric.better:
                 return None
     return first
+
+
+def _final(record: Record, metric: Metric) -> float | None:
+    """As recorded; accuracies from the pairs, since runs of before `accuracy_mean` hold only their own reduction's."""
+    if not metric.key.startswith("accuracy"):
+        value: float | None = record.end.get(f"probe/{metric.key}")
+        return value
+    share = float(_samples(record, metric).mean())
+    return None if np.isnan(share) else share
 
 
 def _samples(record: Record, metric: Metric) -> Float64:

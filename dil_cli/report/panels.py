@@ -97,6 +97,7 @@ def _dots(experiment: Experiment, looks: Mapping[str, Line]) -> Figure:
         "Small dots: seeds. Large mark and bar: mean and the interval of the table above.",
         tuple(panels),
         {},
+        columns=4,
         height=0.95 + 0.2 * max(len(rows), 4),
         same_rows=True,
         left=min(0.25 + 0.075 * longest, 2.4),
@@ -111,7 +112,7 @@ def _pairs(every: list[Setting], looks: Mapping[str, Line]) -> Figure:
             spread = {label: found for label, group in setting.groups if (found := shares(group, column)) is not None}
             below = {label: float(np.interp(0, values, share)) for label, (values, share) in spread.items()}
             words = _in_words(
-                f"{column}: share of pairs with a change below 0", "at the end", below, BY_KEY["accuracy"]
+                f"{column}: share of pairs with a change below 0", "at the end", below, BY_KEY["both_falling"]
             )
             panels.append(Panel(_titled(name, setting), partial(_draw_shares, spread=spread, looks=looks), words))
         lost = {label: lost_by_length(group) for label, group in setting.groups}
@@ -120,7 +121,7 @@ def _pairs(every: list[Setting], looks: Mapping[str, Line]) -> Figure:
             "Share of pairs that lost chosen likelihood, by length",
             "in the longest quarter",
             longest,
-            BY_KEY["accuracy"],
+            BY_KEY["both_falling"],
         )
         panels.append(
             Panel(
@@ -159,7 +160,7 @@ def _across(experiment: Experiment, looks: Mapping[str, Line]) -> Figure | None:
             )
     legend = {label: looks[label] for label in series}
     caption = f"Final held-out metrics over {experiment.x}, with the intervals of the table."
-    return Figure("across", f"Final numbers over {name}", caption, tuple(panels), legend)
+    return Figure("across", f"Final numbers over {name}", caption, tuple(panels), legend, columns=4)
 
 
 def _numerics(every: list[Setting], looks: Mapping[str, Line]) -> Figure:

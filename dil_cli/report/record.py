@@ -26,7 +26,8 @@ from dil_cli.tracking.record import read_metrics
 class Pairs:
     """The last measurement of the probe set, (P,) each; what the run has no number of is NaN.
 
-    Changes are nats per token since step 0. `won` is 1 where the margin grew under the run's reduction, 0.5 for a tie.
+    Changes are nats per token since step 0. `won_mean` is 1 where the margin grew per token, 0.5 for a tie;
+    `won_sum` the same of whole responses, whatever the run's own reduction.
     """
 
     row: np.ndarray
@@ -34,7 +35,8 @@ class Pairs:
     chosen: Float64
     rejected: Float64
     margin: Float64
-    won: Float64
+    won_mean: Float64
+    won_sum: Float64
 
     @property
     def both_falling(self) -> Float64:
@@ -107,7 +109,7 @@ def read_record(run: Run) -> Record:
     return Record(
         run=run,
         probe=probe,
-        pairs=_read_pairs(folder.probe / f"step-{step:06d}.parquet", run.reduction),
+        pairs=_read_pairs(folder.probe / f"step-{step:06d}.parquet"),
         steps=_read_steps(rows),
         pairs_per_s=median(rates) if rates else None,
         memory_gb=max(memory) if memory else None,
@@ -147,7 +149,7 @@ def _read_steps(rows: Sequence[Mapping[str, Any]]) -> Steps:
     return Steps(column("step"), column("grad_norm"), column("guard/frac"))
 
 
-def _read_pairs(path: Path, reduction: str) -> Pairs:
+def _read_pairs(path: Path) -> Pairs:
     import pyarrow
     import pyarrow.parquet
 
@@ -162,7 +164,8 @@ def _read_pairs(path: Path, reduction: str) -> Pairs:
             chosen=column["delta_chosen"],
             rejected=column["delta_rejected"],
             margin=column["delta_margin"],
-            won=_won(column, reduction),
+            won_mean=won(column, "mean"),
+            won_sum=won(column, "sum"),
         )
     except FileNotFoundError as error:
         raise DilError(f"probe/{path.name} is missing", str(path)) from error
@@ -170,8 +173,15 @@ def _read_pairs(path: Path, reduction: str) -> Pairs:
         raise DilError(f"probe/{path.name} is damaged", str(path)) from error
 
 
-def _won(column: Mapping[str, Float64], reduction: str) -> Float64:
-    """As `accuracy` counts: ties half, a margin within the rounding of a float32 sum is a tie."""
+def won(column: Mapping[str, Float64], reduction: str) -> Float64:
+    """1 where a pair's margin grew since the reference, (P,), as `accuracy` counts.
+
+    Ties are half; a margin within the rounding of a float32 sum is a tie.
+
+    Args:
+        column: of a table of the probe's pairs, (P,) each.
+        reduction: "mean" for margins per token, "sum" for those of whole responses.
+    """
     tokens = [column[f"{side}_tokens"] if reduction == "mean" else 1.0 for side in ("chosen", "rejected")]
     sums = [column["chosen_logp_sum"], column["rejected_logp_sum"]]
     starts = [column["reference_chosen_sum"], column["reference_rejected_sum"]]

@@ -203,7 +203,8 @@ def _final_note(experiment: Experiment) -> str:
         kind = over_seeds
     return (
         f"Brackets: {kind}. Changes are nats per token since step 0 on held-out pairs. Bold: better than every other "
-        "row, each paired difference excluding 0. accuracy is under the row's own loss.reduction."
+        "row, each paired difference excluding 0. accuracy: share of pairs whose margin grew, per token and of whole "
+        "responses."
     )
 
 

@@ -19,13 +19,13 @@ METRICS = {
     "delta/chosen": "chosen",
     "delta/rejected": "rejected",
     "delta/margin": "margin",
-    "accuracy": "margin grew",
+    "accuracy_mean": "margin grew",
     "chosen_cost": "chosen_cost",
 }
 """Of the last probe measurement, with their headings."""
 CAPTION = (
-    "chosen, rejected, margin: change since step 0, nats per token; margin grew: part of the pairs; chosen_cost: "
-    "chosen likelihood lost per margin gained. Mean over seeds +- 95 % interval."
+    "chosen, rejected, margin: change since step 0, nats per token; margin grew: part of the pairs, per token; "
+    "chosen_cost: chosen likelihood lost per margin gained. Mean over seeds +- 95 % interval."
 )
 
 

@@ -62,6 +62,14 @@ def test_log_ratios_under_the_sum_keep_the_mean_margin():
     assert values["margin_mean"] == 0.25
 
 
+def test_a_share_of_sums_and_one_of_means_are_told_apart():
+    # A long chosen response falls by 2 nats in 8 tokens, the rejected one by 1 nat in 2: per token the margin grows.
+    now = pairs([-10], [-5], [8], [2], reference=([-8.0], [-4.0]))
+    of_sum, of_mean = (pair_statistics(now, reduction) for reduction in ("sum", "mean"))
+    assert (of_sum["accuracy"], of_mean["accuracy"]) == (0, 1)
+    assert of_sum["accuracy_mean"] == of_mean["accuracy_mean"] == 1
+
+
 def test_a_tie_counts_half():
     same = replace(NOW, reference_chosen_B=NOW.policy_chosen_B, reference_rejected_B=NOW.policy_rejected_B)
     values = pair_statistics(same, "mean")
@@ -108,7 +116,7 @@ def test_a_demonstration_has_chosen_numbers_only():
     assert values["delta/chosen"] == -0.375
     assert values["logratio/chosen"] == 0
     assert not any("rejected" in name or "margin" in name for name in values)
-    assert not {"accuracy", "both_falling", "chosen_cost"} & set(values)
+    assert not {"accuracy", "accuracy_mean", "both_falling", "chosen_cost"} & set(values)
 
 
 def test_an_extreme_ratio_is_shown_finite():

@@ -15,7 +15,7 @@ from dil_cli.evaluate.show import _p
 from dil_cli.report.intervals import sign_flip_p
 
 MEASURED = (
-    "logps/chosen", "logps/rejected", "delta/chosen", "delta/rejected", "delta/margin", "accuracy",
+    "logps/chosen", "logps/rejected", "delta/chosen", "delta/rejected", "delta/margin", "accuracy", "accuracy_mean",
 )  # fmt: skip
 LENGTHS = ["model.max_length=128", "model.max_prompt_length=64"]
 

@@ -108,10 +108,14 @@ def test_one_seed_has_a_bootstrap_interval_around_the_recorded_number(tmp_path: 
         found = estimate(group, metric)
         assert found.over == "pairs"
         assert found.interval.n == PAIRS
-        assert found.interval.mean == record.run.result["end"][f"probe/{metric.key}"]
+        if not metric.key.startswith("accuracy"):
+            assert found.interval.mean == record.run.result["end"][f"probe/{metric.key}"]
         assert found.interval.low < found.interval.mean < found.interval.high or metric.key == "both_falling"
     # The numbers that are resampled are those the record was made of.
-    assert record.pairs.won.mean() == pytest.approx(record.end["probe/accuracy"], abs=1e-12)
+    own = record.pairs.won_sum if loss == "dpo" else record.pairs.won_mean
+    assert own.mean() == pytest.approx(record.end["probe/accuracy"], abs=1e-12)
+    assert estimate(group, BY_KEY["accuracy_mean"]).interval.mean == record.pairs.won_mean.mean()
+    assert estimate(group, BY_KEY["accuracy_sum"]).interval.mean == record.pairs.won_sum.mean()
     assert record.pairs.both_falling.mean() == pytest.approx(record.end["probe/both_falling"], abs=1e-12)
     assert record.pairs.margin.mean() == pytest.approx(record.end["probe/delta/margin"], abs=1e-12)
 
@@ -150,7 +154,7 @@ def test_bold_is_what_the_intervals_support(tmp_path: Path):
     assert best(clear.groups[:1], BY_KEY["delta/chosen"]) is None  # better than nothing is not the best
     head = [column.label for column in final_table(clear).columns]
     bold = [[name for name, cell in zip(head, row, strict=True) if cell.bold] for row in final_table(clear).rows]
-    assert bold[0] == ["chosen", "margin", "accuracy", "chosen_cost", "both falling"]
+    assert bold[0] == ["chosen", "margin", "accuracy per token", "accuracy whole", "chosen_cost", "both falling"]
     assert bold[1] == []
     # chosen is as before when a third group comes that is no worse: one interval that holds 0 is enough.
     for seed in range(4):

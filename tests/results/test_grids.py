@@ -23,7 +23,7 @@ from results.rates import Rate
 
 
 def rate(factor: float, accuracy: float, pairs: int = 1) -> Rate:
-    record = SimpleNamespace(end={"probe/accuracy": accuracy}, pairs=SimpleNamespace(won=[0.0] * pairs))
+    record = SimpleNamespace(end={"probe/accuracy": accuracy}, pairs=SimpleNamespace(row=[0] * pairs))
     return Rate(factor, record)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ from dil_cli.report.record import read_record
 from dil_cli.report.runs import read_run
 from results import compared, dynamics, reasoning, tables
 from results.chain import Chain
-from results.curves import chosen_by_length, costs, reached, series
+from results.curves import chosen_by_length, costs, ranked, reached, series
 from results.grid import Arm
 from results.rates import Rate
 from tests.report.run_folders import write_run
@@ -34,11 +35,14 @@ def test_a_cost_needs_a_margin():
 
 
 def probe(points: list[tuple[float, float, float]]) -> list[dict[str, float]]:
-    rows: list[dict[str, float]] = [{"step": 0, "probe/logps_sum/chosen": -100.0, "probe/logps_sum/rejected": -120.0}]
+    rows: list[dict[str, float]] = [
+        {"step": 0, "probe/accuracy_mean": 0.5, "probe/logps_sum/chosen": -100.0, "probe/logps_sum/rejected": -120.0}
+    ]
     for step, (accuracy, chosen, margin) in enumerate(points, start=1):
         rows.append(
             {
-                "step": step, "probe/accuracy": accuracy, "probe/delta/chosen": chosen, "probe/delta/margin": margin,
+                "step": step, "probe/accuracy_mean": accuracy,
+                "probe/delta/chosen": chosen, "probe/delta/margin": margin,
                 "probe/logps_sum/chosen": -100.0 + 100 * chosen,
                 "probe/logps_sum/rejected": -120.0 + 100 * (chosen - margin),
             }
@@ -50,6 +54,25 @@ def run(seed: int, points: list[tuple[float, float, float]]) -> SimpleNamespace:
     return SimpleNamespace(run=SimpleNamespace(seed=seed), probe=probe(points))
 
 
+@pytest.fixture
+def levels_of_rows(monkeypatch):
+    """Fabricated runs have no pairs to count."""
+    margin, (_, start, named) = dynamics.LEVELS
+    monkeypatch.setattr(dynamics, "LEVELS", (margin, (partial(series, key="accuracy_mean"), start, named)))
+
+
+def test_pairs_are_ranked_per_token_whatever_the_runs_reduction(tmp_path):
+    record = read_record(read_run(write_run(tmp_path, "dpo", 0)))
+    rows = read_probe(RunFolder(record.run.folder).probe).to_pylist()
+    last = [row["delta_margin"] > 0 for row in rows if row["step"] == record.probe[-1]["step"]]
+    found = ranked(record)
+    assert len(found) == len(record.probe)
+    assert found[0] == 0.5
+    assert found[-1] == pytest.approx(sum(last) / len(last))
+    assert found[-1] != record.end["probe/accuracy"]
+
+
+@pytest.mark.usefixtures("levels_of_rows")
 def test_arms_are_compared_at_the_highest_margin_and_accuracy_that_all_runs_reached():
     found = {
         "lsif": [run(s, [(0.6, -0.1 - s / 100, 0.1), (0.7, -0.2, 0.3)]) for s in range(2)],
@@ -64,9 +87,9 @@ def test_arms_are_compared_at_the_highest_margin_and_accuracy_that_all_runs_reac
     assert at[2].startswith("**+0.177")  # dpo: -0.1 - 0.2 * 0.05 / 0.055
     assert at[5:] == ["\N{MINUS SIGN}20.0 [\N{MINUS SIGN}20.0, \N{MINUS SIGN}20.0]", "+30.0 [+30.0, +30.0]"]
     assert [cell.strip() for cell in dpo.split("|")[1:-1]][2] == ""
-    assert list(series(found["dpo"][0], "accuracy")) == [0.5, 0.55, 0.625]
 
 
+@pytest.mark.usefixtures("levels_of_rows")
 def test_where_a_run_gained_nothing_there_is_no_level_to_compare_at():
     gained, lost = (0.7, -0.2, 0.2), (0.4, -0.1, -0.1)
     found = {"lsif": [run(s, [gained, gained]) for s in range(2)], "dpo": [run(s, [lost, lost]) for s in range(2)]}
