@@ -92,6 +92,12 @@ def equal(found: Mapping[str, Sequence[Record]]) -> str:
         at = {label: _at(records, course, level) for label, records in found.items()}
         heads += [f"chosen at {named(level)}", f"less `{BASELINE.label}`"]
         columns.append([tables.interval(list(of_seed.values())) for of_seed in at.values()])
+        early = [record for records in found.values() for record in records if course(record)[1] >= level]
+        if early:
+            notes.append(
+                f"{len(early)} of {sum(map(len, found.values()))} runs had {named(level)} at their first measurement: "
+                "there the number is read off the line from step 0, on which nothing was measured."
+            )
         gaps = {label: tables.gap(of_seed, at[BASELINE.label]) for label, of_seed in at.items()}
         columns.append(["" if label == BASELINE.label else gap for label, gap in gaps.items()])
     if len(columns) > 1:

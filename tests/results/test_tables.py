@@ -82,6 +82,9 @@ def test_arms_are_compared_at_the_highest_margin_and_accuracy_that_all_runs_reac
     head, _, lsif, dpo = text.splitlines()[:4]
     assert "chosen at margin 0.10" in head
     assert "chosen at accuracy 62 %" in head
+    # dpo's cross 0.10 between their two measurements, lsif's have it at the first.
+    assert "2 of 4 runs had margin 0.10 at their first measurement" in text
+    assert "runs had accuracy" not in text
     at = [cell.strip() for cell in lsif.split("|")[1:-1]]
     assert at[1].startswith("\N{MINUS SIGN}0.105 ")  # -0.10 and -0.11 at the first measurement
     assert at[2].startswith("**+0.177")  # dpo: -0.1 - 0.2 * 0.05 / 0.055
