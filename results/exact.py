@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ FINAL = re.compile(r"^A: *\$?(-?\d+(?:\.\d+)?)[^\d\n]*$", re.MULTILINE)
 """The last line of a solution, as the tiny model's texts write it (`dil_cli/data/gsm8k.py`)."""
 
 PROBLEMS = 256
+"""That are asked where a page says nothing else."""
 
 SOLUTION = 0.27
 """Seconds of a greedy solution of the tiny model on 2 cores (docs/results/README.md)."""
@@ -41,51 +42,54 @@ class Exact:
     answered: list[bool]
 
 
-def measure_all(checkpoints: Sequence[str], at_once: int) -> None:
-    """What is missing of each, so many at a time, a core each."""
-    missing = [checkpoint for checkpoint in checkpoints if not _file(checkpoint).is_file()]
+def measure_all(checkpoints: Sequence[str], number: int, at_once: int) -> None:
+    """What is missing of each, `number` problems, so many checkpoints at a time, a core each."""
+    missing = [checkpoint for checkpoint in checkpoints if not _file(checkpoint, number).is_file()]
     with ProcessPoolExecutor(at_once, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        for done, _ in enumerate(pool.map(measure, missing), 1):
+        for done, _ in enumerate(pool.map(partial(measure, number=number), missing), 1):
             print(f"exact match: {done} of {len(missing)} checkpoints", flush=True)
 
 
-def measure(checkpoint: str) -> None:
+def measure(checkpoint: str, number: int) -> None:
     """Generate what is missing of a checkpoint's solutions, and keep what became of them beside it.
 
     Args:
         checkpoint: a run's folder or a model, as `dil eval` takes it.
+        number: of problems.
     """
-    config, file = _config(checkpoint), _file(checkpoint)
+    config, file = _config(checkpoint), _file(checkpoint, number)
     if file.is_file():
         return
     (target,) = find_targets(config, checkpoint)
     assert config.data is not None
-    found = answer(config, target, model_config(config, target), config.data, config.seed, make_console(), problems())
+    found = answer(
+        config, target, model_config(config, target), config.data, config.seed, make_console(), problems(number)
+    )
     given = [final_number(found.responses[pair.row].text) for pair in found.pairs]
     wanted = [final_number(pair.chosen) for pair in found.pairs]
     right = [a is not None and a == b for a, b in zip(given, wanted, strict=True)]
     write_json(file, {"right": right, "answered": [number is not None for number in given]})
 
 
-def measured(checkpoint: str) -> Exact:
+def measured(checkpoint: str, number: int) -> Exact:
     """What `measure` found.
 
     Raises:
         NotRun: when it was not measured.
     """
-    if not (file := _file(checkpoint)).is_file():
+    if not (file := _file(checkpoint, number)).is_file():
         raise NotRun(f"no exact match of {checkpoint}: {file} is missing")
     return Exact(**parse_json(file.read_text(encoding="utf-8")))
 
 
 @cache
-def problems() -> Sequence[PreferencePair]:
+def problems(number: int) -> Sequence[PreferencePair]:
     """Of GSM8K's test problems, spread evenly, less those of the training pairs, whose questions come from there."""
     taught = load_pairs(compose("train", ["data=gsm8k_pairs"]).data, seed=0, needs_rejected=True).train
     asked = load_pairs(compose("train", ["data=gsm8k", "loss=sft"]).data, seed=0, needs_rejected=False).heldout
     seen = {_words(pair.prompt[-1].content) for pair in taught}
     left = [pair for pair in asked if _words(pair.prompt[-1].content) not in seen]
-    return [left[i] for i in choose_probe(len(left), PROBLEMS)]
+    return [left[i] for i in choose_probe(len(left), number)]
 
 
 def final_number(solution: str) -> float | None:
@@ -99,10 +103,10 @@ def _words(question: str) -> str:
     return " ".join(question.split())
 
 
-def _file(checkpoint: str) -> Path:
+def _file(checkpoint: str, number: int) -> Path:
     (target,) = find_targets(_config(checkpoint), checkpoint)
     # Named by the problems: what was measured on others is not taken for this.
-    return target.folder / "eval" / f"exact-{fingerprint(problems(), (), frozenset())[:8]}.json"
+    return target.folder / "eval" / f"exact-{fingerprint(problems(number), (), frozenset())[:8]}.json"
 
 
 @cache

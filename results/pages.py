@@ -119,6 +119,7 @@ def data_pages(folder: Path) -> tuple[Page, ...]:
         "And does it keep its reasoning?",
         figure_2.chains,
         start=str(MODEL),
+        problems=64,
     )
     return (small.PAGE, *(replace(page, prepare=small.make) for page in (figure_2, kept)), chat_page(folder))
 

@@ -37,7 +37,7 @@ class Solutions:
     ranked_whole: float
 
 
-def page(name: str, question: str, chains: Sequence[Chain], start: str) -> Page:
+def page(name: str, question: str, chains: Sequence[Chain], start: str, problems: int = exact.PROBLEMS) -> Page:
     """A page on right and wrong solutions.
 
     Args:
@@ -45,26 +45,26 @@ def page(name: str, question: str, chains: Sequence[Chain], start: str) -> Page:
         question: it asks.
         chains: whose runs, of another page.
         start: the model that they start from, as `dil eval` takes it.
+        problems: that each model is asked to solve.
     """
 
     def found() -> dict[str, list[Record]]:
         return {chain.arm.label: chain.records() for chain in chains}
 
     def measure(at_once: int) -> None:
-        exact.measure_all(
-            [start, *(str(record.run.folder) for of_arm in found().values() for record in of_arm)], at_once
-        )
+        runs = [str(record.run.folder) for of_arm in found().values() for record in of_arm]
+        exact.measure_all([start, *runs], problems, at_once)
 
     def measuring() -> float:
         runs = sum(len(grid.cells()) for chain in chains for grid in chain.at(f"{rates.KEY}=1"))
-        return (1 + runs) * exact.PROBLEMS * exact.SOLUTION
+        return (1 + runs) * problems * exact.SOLUTION
 
     def blocks() -> Mapping[str, str]:
         records = found()
         return {
             "cost": tables.cost(chains),
             "solutions": table({label: [measured(record) for record in of_arm] for label, of_arm in records.items()}),
-            "exact": exact_table(start, records),
+            "exact": exact_table(start, records, problems),
             "cells": tables.cells(chains),
         }
 
@@ -126,13 +126,13 @@ def _with_interval(values: Sequence[float], key: str) -> str:
     return tables.interval([scale * value for value in values], digits, sign=False)
 
 
-def exact_table(start: str, found: Mapping[str, Sequence[Record]]) -> str:
+def exact_table(start: str, found: Mapping[str, Sequence[Record]], problems: int) -> str:
     """Final answers that are right, and solutions that come to a final answer at all."""
-    before = exact.measured(start)
+    before = exact.measured(start, problems)
     share = wilson(fmean(before.right), len(before.right))
     lines = [["before", _percent(share), f"{100 * fmean(before.answered):.1f}", ""]]
     for label, records in found.items():
-        of_seed = [exact.measured(str(record.run.folder)) for record in records]
+        of_seed = [exact.measured(str(record.run.folder), problems) for record in records]
         right = [100 * fmean(one.right) for one in of_seed]
         answered = [100 * fmean(one.answered) for one in of_seed]
         gap = [value - 100 * share.mean for value in right]

@@ -31,18 +31,17 @@ def test_the_final_answer_is_the_number_of_the_last_final_line(solution, number)
 
 
 def test_no_problem_is_one_that_a_training_pair_is_about():
-    asked = [" ".join(pair.prompt[-1].content.split()) for pair in exact.problems()]
+    asked = [" ".join(pair.prompt[-1].content.split()) for pair in exact.problems(exact.PROBLEMS)]
     pairs = load_pairs(compose("train", ["data=gsm8k_pairs"]).data, seed=0, needs_rejected=True)
     taught = {" ".join(pair.prompt[-1].content.split()) for pair in pairs.train}
     assert len(set(asked)) == exact.PROBLEMS
     assert not taught & set(asked)
-    assert all(exact.final_number(pair.chosen) is not None for pair in exact.problems())
+    assert all(exact.final_number(pair.chosen) is not None for pair in exact.problems(exact.PROBLEMS))
 
 
 def test_what_a_checkpoint_answers_is_measured_once_and_kept(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    two = exact.problems()[:2]
-    monkeypatch.setattr(exact, "problems", lambda: two)
+    two = exact.problems(2)
     solutions = {two[0].row: two[0].chosen, two[1].row: "I do not know."}
     asked = []
 
@@ -53,15 +52,14 @@ def test_what_a_checkpoint_answers_is_measured_once_and_kept(tmp_path, monkeypat
 
     monkeypatch.setattr(exact, "answer", answer)
     for _ in range(2):
-        exact.measure("bundled:tiny")
+        exact.measure("bundled:tiny", 2)
     assert asked == [two]
-    assert exact.measured("bundled:tiny") == exact.Exact(right=[True, False], answered=[True, False])
-    monkeypatch.setattr(exact, "problems", lambda: two[:1])
+    assert exact.measured("bundled:tiny", 2) == exact.Exact(right=[True, False], answered=[True, False])
     with pytest.raises(NotRun):
-        exact.measured("bundled:tiny")
+        exact.measured("bundled:tiny", 3)
 
 
 def test_a_checkpoint_that_was_not_measured_says_so(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(NotRun, match="no exact match of bundled:tiny"):
-        exact.measured("bundled:tiny")
+        exact.measured("bundled:tiny", 2)
