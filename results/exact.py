@@ -106,7 +106,8 @@ def _words(question: str) -> str:
 def _file(checkpoint: str, number: int) -> Path:
     (target,) = find_targets(_config(checkpoint), checkpoint)
     # Named by the problems: what was measured on others is not taken for this.
-    return target.folder / "eval" / f"exact-{fingerprint(problems(number), (), frozenset())[:8]}.json"
+    # Not in eval/, where reports look for evaluations.
+    return target.folder / f"exact-{fingerprint(problems(number), (), frozenset())[:8]}.json"
 
 
 @cache

@@ -22,6 +22,7 @@ WIDER_DIL = ("power", "jeffreys", "brier", "rulsif", "kliep", "bregman", "ukl_of
 """Other members of the family, which are no evidence for or against it."""
 
 CHOSEN, MARGIN, COST = BY_KEY["delta/chosen"], BY_KEY["delta/margin"], BY_KEY["chosen_cost"]
+ACCURACY = BY_KEY["accuracy_mean"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def answer(experiment: Experiment, questions: Sequence[str] = (), runs: Sequence
 
     Args:
         experiment: the finished runs.
-        questions: of the sweeps.
+        questions: of the sweeps; one that several ask is put once.
         runs: all runs, the failed ones among them.
     """
     places = Places(experiment)
@@ -48,7 +49,9 @@ def answer(experiment: Experiment, questions: Sequence[str] = (), runs: Sequence
         *_against_baseline(experiment, places),
         *_claim(experiment, places),
     ]
-    return Answer(" ".join(questions) or _question(experiment), tuple(findings), tuple(_limits(experiment)))
+    return Answer(
+        " ".join(dict.fromkeys(questions)) or _question(experiment), tuple(findings), tuple(_limits(experiment))
+    )
 
 
 def _question(experiment: Experiment) -> str:
@@ -94,6 +97,12 @@ def _against_baseline(experiment: Experiment, places: Places) -> list[str]:
     for metric, what, more, less in (
         (CHOSEN, "chosen likelihood", "more chosen likelihood was kept by", "less chosen likelihood was kept by"),
         (MARGIN, "margin", "the margin is larger under", "the margin is smaller under"),
+        (
+            ACCURACY,
+            "accuracy per token",
+            "accuracy per token is higher under",
+            "accuracy per token is lower under",
+        ),
         (
             COST,
             "the cost of a nat of margin",

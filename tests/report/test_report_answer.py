@@ -39,6 +39,9 @@ def test_the_claim_holds_where_every_interval_says_so(tmp_path: Path):
     found = answer_of(write(tmp_path, lsif=KEEPS, dpo=LOSES, simpo=LOSES))
     assert "holds in these runs against dpo and simpo: lsif kept more than dpo and simpo." in claim(found)
     assert found.question == "Which loss lowers the likelihood of the chosen responses least while the margin grows?"
+    assert answer_of(tmp_path, "Why?", "How?", "Why?").question == "Why? How?"  # of three sweeps
+    (ranked,) = (sentence for sentence in found.findings if "accuracy per token" in sentence)
+    assert ranked == "Compared with loss dpo, no difference in accuracy per token was seen for lsif and simpo."
 
 
 def test_the_claim_does_not_hold_where_one_interval_says_otherwise(tmp_path: Path):
@@ -192,4 +195,14 @@ def test_what_shares_no_seed_is_not_compared(tmp_path: Path):
         write_run(tmp_path, "dpo", seed + 3, effect=LOSES)
     assert "is not decided in these runs against dpo: lsif has neither a seed nor pairs in common" in claim(
         answer_of(tmp_path)
+    )
+
+
+def test_a_higher_accuracy_is_said(tmp_path: Path):
+    found = answer_of(write(tmp_path, lsif=(-0.1, -0.5), ukl=(-0.1, -0.05), dpo=(-0.1, -0.15)))
+    (ranked,) = (sentence for sentence in found.findings if "accuracy per token" in sentence)
+    assert re.fullmatch(
+        r"Compared with loss dpo, accuracy per token is higher under lsif \(\+\d+\.\d pp\); accuracy per token is "
+        rf"lower under ukl \({MINUS}\d+\.\d pp\)\.",
+        ranked,
     )
