@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dil_cli import hub
+from dil_cli.errors import DilError
+from dil_cli.main import exit_code
 from results.blocks import fill
 from results.chain import run_all
 from results.grid import NotRun
@@ -34,12 +36,13 @@ def main() -> int:
         parser.error(f"no page {', '.join(unknown)}; there are {', '.join(by_name)}{more}")
     pages = [by_name[name] for name in args.pages or by_name]
     hub.work_offline()
+    if not args.plan and not args.write:
+        for page in pages:
+            page.prepare()
     print(plan(pages))
     if args.plan:
         return 0
     if not args.write:
-        for page in pages:
-            page.prepare()
         run_all([chain for page in pages for chain in page.chains], args.at_once)
         for page in pages:
             page.measure(args.at_once)
@@ -59,9 +62,10 @@ def write(pages: Sequence[Page]) -> int:
             for picture in (IMAGES / f"{page.name}.png", IMAGES / f"{page.name}_rates.png"):
                 if picture.is_file():
                     shrink(picture)
-        except NotRun as reason:
+        except (NotRun, DilError) as reason:
             missing = 1
-            print(f"{page.path.name} stays as it is: {reason}", file=sys.stderr)
+            why = reason.what if isinstance(reason, DilError) else reason
+            print(f"{page.path.name} stays as it is: {why}", file=sys.stderr)
         else:
             print(f"{page.path.name} is written")
     return missing
@@ -76,4 +80,4 @@ def shrink(picture: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
+from dil_cli.errors import DilError
+from dil_cli.files import replacing
 from results import arms, dynamics, mode_seeking, reasoning
 from results.chain import Chain
 from results.compared import page
@@ -124,13 +127,27 @@ def data_pages(folder: Path) -> tuple[Page, ...]:
     return (small.PAGE, *(replace(page, prepare=small.make) for page in (figure_2, kept)), chat_page(folder))
 
 
+CHAT = Path("outputs/alpaca_eval")
+"""Where the chat answers are copied to: relative, as a run's hash is made of the paths that stand in its config."""
+
+
 def chat_page(folder: Path) -> Page:
     """Figure 2 on long chat answers: AlpacaEval's, which do not ship; `folder` holds their files."""
     name = "alpaca_eval_prefs"
-    return dynamics.page(
+    files = [f"{name}_{split}.jsonl.gz" for split in ("train", "test")]
+
+    def prepare() -> None:
+        for file in files:
+            if not (folder / file).is_file():
+                raise DilError(f"{folder} has no {file}", "DATA", f"DATA=DIR, with {' and '.join(files)} in it")
+            with replacing(CHAT / file) as temporary:
+                shutil.copyfile(folder / file, temporary)
+
+    found = dynamics.page(
         "dynamics_chat",
         "And on long chat answers?",
         arms.FIGURE_2,
-        words=("data=local", f"data.path={folder}", f"data.train_split={name}_train"),
+        words=("data=local", f"data.path={CHAT}", f"data.train_split={name}_train"),
         test=(f"data.heldout_split={name}_test", "data.heldout_fraction=null"),
     )
+    return replace(found, prepare=prepare)

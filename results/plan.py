@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dil_cli.errors import DilError
 from results import rates, tables
 from results.chain import Chain
 from results.grid import Grid, NotRun, seconds_of
@@ -23,17 +24,23 @@ class Share:
 def plan(pages: Sequence[Page]) -> str:
     """A table: runs, how many are done, hours on 2 idle cores, with what is measured beside the runs' own record.
 
-    Runs that pages share count in the first.
+    Runs that pages share count in the first. What a page's runs start from may be missing before the page is prepared.
     """
     seen: set[str] = set()
-    lines, total = [], 0.0
+    lines, notes, total = [], [], 0.0
     for page in pages:
-        share = _share(page.chains, seen)
+        try:
+            share = _share(page.chains, seen)
+        except DilError as error:
+            lines.append([f"`{page.name}`", page.question, "?", "0", "?"])
+            notes.append(f"`{page.name}` is planned when it is run: {error.what.partition(';')[0]}.")
+            continue
         seconds = share.seconds + page.measuring()
         total += seconds
         lines.append([f"`{page.name}`", page.question, str(share.runs), str(share.done), _hours(seconds)])
     table = tables.rows(["page", "question", "runs", "done", "hours on 2 cores"], lines, text=2)
-    return f"{table}\n\n{_hours(total)} hours in all; the choice of rates may call for a run or two more an arm."
+    notes.append(f"{_hours(total)} hours in all; the choice of rates may call for a run or two more an arm.")
+    return "\n".join([table, "", *notes])
 
 
 def _share(chains: Sequence[Chain], seen: set[str]) -> Share:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from dil_cli.config.compose import compose
 from dil_cli.config.identity import run_hash
 from dil_cli.config.paths import conf_dir
 from dil_cli.data.load import load_pairs
+from dil_cli.errors import DilError
 from results import arms, exact, rates
 from results.chain import Chain
 from results.grid import Grid, NotRun
@@ -123,12 +125,28 @@ def test_a_chain_without_runs_says_which_are_missing():
         Chain(arms.UKL, ("results/dynamics",)).records()
 
 
-def test_chat_answers_are_tested_on_their_own_split_and_rates_on_training_questions(tmp_path):
+def test_what_runs_start_from_need_not_be_there_to_be_planned(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (_, small, _, _) = data_pages(tmp_path)
+    lines = plan([small]).splitlines()
+    assert lines[2].split("|")[3:6] == [" ? ", " 0 ", " ? "]
+    assert lines[4] == "`small_dynamics` is planned when it is run: there is no model folder outputs/small/model."
+    (chat,) = (page for page in data_pages(tmp_path) if page.name == "dynamics_chat")
+    with pytest.raises(DilError, match="has no alpaca_eval_prefs_train"):
+        chat.prepare()
+
+
+def test_chat_answers_are_tested_on_their_own_split_and_rates_on_training_questions(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     for split, number in (("train", 10), ("test", 3)):
         rows = [{"prompt": f"{split} {i}", "chosen": "a", "rejected": "b"} for i in range(number)]
         text = "".join(json.dumps(row) + "\n" for row in rows)
-        (tmp_path / f"alpaca_eval_prefs_{split}.jsonl").write_text(text, encoding="utf-8")
-    chain = chat_page(tmp_path).chains[0]
+        with gzip.open(tmp_path / f"alpaca_eval_prefs_{split}.jsonl.gz", "wt", encoding="utf-8") as file:
+            file.write(text)
+    page = chat_page(tmp_path)
+    page.prepare()
+    chain = page.chains[0]
     (grid,) = chain.at("optim.lr_factor=1")
+    assert "data.path=outputs/alpaca_eval " in grid.command  # whose hash no path of a machine is part of
     pairs = [load_pairs(g.jobs()[0].config.data, 0, True) for g in (rates.grid(chain.arm, chain.words), grid)]
     assert [(p.counts.train, p.counts.heldout) for p in pairs] == [(8, 2), (10, 3)]
