@@ -56,11 +56,12 @@ def run_all(chains: Sequence[Chain], at_once: int) -> None:
     """Every run that is not done, so many chains at a time.
 
     Raises:
-        RuntimeError: when a sweep did not end well; what is done is kept.
+        RuntimeError: at the end, when a sweep did not end well; what is done is kept.
     """
     with ThreadPoolExecutor(at_once) as pool:
-        for _ in pool.map(lambda chain: _run(chain, at_once), dict.fromkeys(chains)):
-            pass
+        ended = [pool.submit(_run, chain, at_once) for chain in dict.fromkeys(chains)]
+    for chain in ended:
+        chain.result()
 
 
 def _run(chain: Chain, at_once: int) -> None:

@@ -15,7 +15,7 @@ from dil_cli.config.identity import run_hash
 from dil_cli.config.paths import conf_dir
 from dil_cli.data.load import load_pairs
 from dil_cli.errors import DilError
-from results import arms, exact, rates
+from results import arms, chain, exact, rates
 from results.chain import Chain
 from results.grid import Grid, NotRun
 from results.page import IMAGES
@@ -150,3 +150,18 @@ def test_chat_answers_are_tested_on_their_own_split_and_rates_on_training_questi
     assert "data.path=outputs/alpaca_eval " in grid.command  # whose hash no path of a machine is part of
     pairs = [load_pairs(g.jobs()[0].config.data, 0, True) for g in (rates.grid(chain.arm, chain.words), grid)]
     assert [(p.counts.train, p.counts.heldout) for p in pairs] == [(8, 2), (10, 3)]
+
+
+def test_a_sweep_that_fails_does_not_keep_the_others_from_running(monkeypatch):
+    ran = []
+
+    def run(of: Chain, at_once: int) -> None:
+        ran.append(of)
+        if of is first:
+            raise RuntimeError("exit code 1")
+
+    first, second = (Chain(arm, ("results/dynamics",)) for arm in (arms.LSIF, arms.DPO))
+    monkeypatch.setattr(chain, "_run", run)
+    with pytest.raises(RuntimeError, match="exit code 1"):
+        chain.run_all([first, second, first], 1)
+    assert ran == [first, second]
