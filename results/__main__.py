@@ -36,13 +36,12 @@ def main() -> int:
         parser.error(f"no page {', '.join(unknown)}; there are {', '.join(by_name)}{more}")
     pages = [by_name[name] for name in args.pages or by_name]
     hub.work_offline()
-    if not args.plan and not args.write:
-        for page in pages:
-            page.prepare()
-    print(plan(pages))
+    print(plan(pages), flush=True)
     if args.plan:
         return 0
     if not args.write:
+        for page in pages:
+            page.prepare()
         run_all([chain for page in pages for chain in page.chains], args.at_once)
         for page in pages:
             page.measure(args.at_once)

@@ -29,7 +29,7 @@ class Page:
     """A question, the runs that answer it, and what is made of them: blocks of docs/results/NAME.md and figures.
 
     `prepare` makes what its runs start from; `measure` is what is measured on finished runs beside their own record, so
-    many at once, in about `measuring` seconds on 2 cores. Both leave what is there already as it is.
+    many at once. Both leave what is there already as it is; they take about `measuring` seconds on 2 cores.
     """
 
     name: str

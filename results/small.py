@@ -35,6 +35,8 @@ WORDS = ("model=local", f"model.path={MODEL}", "model.lr=3e-4")
 
 GSM8K = {"`gsm8k`": ("data=gsm8k",), "`gsm8k_pairs`": ("data=gsm8k_pairs",)}
 OWN = {"its own texts": ("data=local", f"data.path={TEXTS}", "data.heldout_split=test", "data.heldout_fraction=null")}
+TRAINING = 3300.0
+"""Seconds of its training on 2 cores: 6.3 million tokens at 1,900 a second."""
 SMOOTHED = 20
 """Steps over which the training loss is averaged."""
 
@@ -118,4 +120,4 @@ def _losses(axes: Axes, record: Record) -> None:
     axes.set_ylabel("nats per token", fontsize=9)
 
 
-PAGE = Page("small", "What is the small model?", (), blocks, draw, prepare=make)
+PAGE = Page("small", "What is the small model?", (), blocks, draw, prepare=make, measuring=lambda: TRAINING)

@@ -125,7 +125,7 @@ def best(groups: Sequence[Group], metric: Metric) -> Group | None:
 
 
 def _final(record: Record, metric: Metric) -> float | None:
-    """As recorded; accuracies from the pairs, since runs of before `accuracy_mean` hold only their own reduction's."""
+    """As recorded; accuracies from the pairs, since a record has not both for every reduction."""
     if not metric.key.startswith("accuracy"):
         value: float | None = record.end.get(f"probe/{metric.key}")
         return value

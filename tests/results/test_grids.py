@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from dil_cli.config.paths import conf_dir
 from dil_cli.data.load import load_pairs
 from dil_cli.errors import DilError
 from results import arms, chain, exact, rates
+from results.__main__ import main
 from results.chain import Chain
 from results.grid import Grid, NotRun
 from results.page import IMAGES
@@ -134,6 +136,15 @@ def test_what_runs_start_from_need_not_be_there_to_be_planned(tmp_path, monkeypa
     (chat,) = (page for page in data_pages(tmp_path) if page.name == "dynamics_chat")
     with pytest.raises(DilError, match="has no alpaca_eval_prefs_train"):
         chat.prepare()
+
+
+def test_what_it_costs_is_said_before_anything_is_made(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DATA", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["results", "dynamics_chat"])
+    with pytest.raises(DilError, match="has no alpaca_eval_prefs_train"):
+        main()
+    assert "`dynamics_chat` is planned when it is run" in capsys.readouterr().out
 
 
 def test_chat_answers_are_tested_on_their_own_split_and_rates_on_training_questions(tmp_path, monkeypatch):
