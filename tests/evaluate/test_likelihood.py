@@ -9,10 +9,13 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
+from dil_cli.evaluate.likelihood import per_pair
 from dil_cli.evaluate.show import _p
 from dil_cli.report.intervals import sign_flip_p
+from dil_cli.types import PairLogps
 
 MEASURED = (
     "logps/chosen", "logps/rejected", "delta/chosen", "delta/rejected", "delta/margin", "accuracy", "accuracy_mean",
@@ -98,6 +101,15 @@ def test_a_checkpoint_against_the_model_it_came_from(trained: Path, evaluate, mo
     for name in ("chosen", "rejected", "margin"):
         assert gap[name]["mean"] == pytest.approx(record["metrics"][f"delta/{name}"], rel=1e-5, abs=1e-7)
         assert 0 < gap[name]["p"] <= 1
+
+
+def test_a_margin_per_token_is_told_from_one_of_whole_responses():
+    # A long chosen response falls by 2 nats in 8 tokens, the rejected one by 1 nat in 2: per token the margin grows.
+    now, tokens, before = (
+        [torch.tensor([value]) for value in values] for values in ((-10.0, -5.0), (8, 2), (-8.0, -4.0))
+    )
+    found = per_pair(PairLogps(*now, *tokens, *before), "sum")
+    assert (found["accuracy"], found["accuracy_mean"]) == ([0.0], [1.0])
 
 
 def test_a_model_of_no_run_has_no_change(evaluate, dil_here, small_run, model_folder: Path, tmp_path: Path):

@@ -70,6 +70,8 @@ def test_pairs_are_ranked_per_token_whatever_the_runs_reduction(tmp_path):
     assert found[0] == 0.5
     assert found[-1] == pytest.approx(sum(last) / len(last))
     assert found[-1] != record.end["probe/accuracy"]
+    _, (course, *_) = dynamics.LEVELS
+    assert list(course(record)) == list(found)
 
 
 @pytest.mark.usefixtures("levels_of_rows")

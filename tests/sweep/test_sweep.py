@@ -87,6 +87,9 @@ def test_all_combinations_end_in_one_table(dil_here, small_run, tmp_path: Path):
     interval = t_interval(ends)
     assert float(table[0]["delta/chosen"]) == interval.mean
     assert float(table[0]["delta/chosen/high"]) == interval.high
+    for row in table:  # per token, also of the loss that sums
+        ends = [json.loads((output / name / "result.json").read_text())["end"] for name in row["folders"].split()]
+        assert float(row["accuracy_mean"]) == t_interval([end["probe/accuracy_mean"] for end in ends]).mean
     assert "4 runs, 0 done, 4 to do" in out
     assert out.count("36 pairs to train on, 4 held out") == 1, "what all runs share is told once"
     assert "now number 4: loss=dpo seed=1 (about 0:" in out
